@@ -1,0 +1,1 @@
+"""Bridge from a policy to a real arm."""

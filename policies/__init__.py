@@ -1,0 +1,1 @@
+"""Token policies: action tokenizer, networks, values, decoding, checkpoint."""

@@ -1,0 +1,144 @@
+"""The policy that acts by a token network.
+
+Shape legend: A, D action dimensions (tokens), B batch (1), H likelihood heads, K bins.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_qsft.datasets.interface import ActionChunk, Observation
+from robot_qsft.policies.action_tokenizer import ActionTokenizer
+from robot_qsft.policies.checkpoint import load_policy
+from robot_qsft.policies.instructions import word_tokens
+from robot_qsft.policies.rt import Decoder, PolicySpec, RTNetwork, TokenInputs
+from robot_qsft.policies.values import Extraction, policy_logits, q_values
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How tokens are chosen.
+
+    Attributes:
+        beta: tilt toward value, pi(a|s) exp(beta Q(s, a)); 0 is behaviour cloning.
+        sample: draw each token instead of taking the likeliest.
+        extraction: what is tilted by: the "ratio" Q = p / pi, or p itself as in the "paper".
+        support_threshold: bins below this share of the likeliest one's probability are not chosen
+            (where beta is not 0).
+    """
+
+    beta: float = 8.0
+    sample: bool = False
+    extraction: Extraction = "ratio"
+    support_threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if not (self.beta >= 0 and np.isfinite(self.beta)):
+            raise ValueError(f"beta must be finite and at least 0, got {self.beta}")
+
+
+class TokenPolicy:
+    """A `Policy` over a token network: one forward pass reads the observation, D short ones act."""
+
+    def __init__(self, network: RTNetwork, tokenizer: ActionTokenizer, decoding: DecodingConfig):
+        """Act by `network` on its device."""
+        self._network = network.eval()
+        self._tokenizer = tokenizer
+        self._decoding = decoding
+        self._device = next(network.parameters()).device
+        self._generator = torch.Generator()
+
+    @classmethod
+    def load(cls, folder: Path, decoding: DecodingConfig) -> "TokenPolicy":
+        """The policy saved in `folder`.
+
+        Raises:
+            ValueError: when the checkpoint is missing or damaged.
+        """
+        network, tokenizer, _ = load_policy(folder)
+        return cls(network, tokenizer, decoding)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+        return self._network.spec
+
+    def reset(self, *, seed: int) -> None:
+        """Begin an episode; sampled tokens follow from `seed`."""
+        self._generator.manual_seed(seed)
+
+    @torch.inference_mode()
+    def act(self, observation: Observation) -> ActionChunk:
+        """Choose one action; its value is Q(s, a) of the whole action.
+
+        Raises:
+            ValueError: when the observation lacks a camera, has another size, or holds NaN.
+        """
+        decoder = Decoder(self._network, self._inputs(observation))
+        tokens: list[Tensor] = []
+        log_probability = value = 0.0
+        for dimension in range(len(self.spec.bins)):
+            if tokens:
+                decoder.append(tokens[-1])
+            log_pi_11K = decoder.log_probabilities.behaviour_BDK
+            log_p_H11V = decoder.log_probabilities.likelihood_HBDV
+            logits_11K = policy_logits(
+                log_pi_11K,
+                log_p_H11V,
+                beta=self._decoding.beta,
+                threshold=self._decoding.support_threshold,
+                extraction=self._decoding.extraction,
+            )
+            token_B = self._choose(logits_11K[:, 0])
+            tokens.append(token_B)
+            log_probability += float(log_pi_11K[0, 0, token_B[0]])
+            if dimension == len(self.spec.bins) - 1:
+                value = float(q_values(log_pi_11K, log_p_H11V)[0, 0, token_B[0]])
+        action_1A = self._tokenizer.decode(torch.stack(tokens, dim=1).cpu().numpy())
+        return ActionChunk(action_1A, value, log_probability)
+
+    def _choose(self, logits_BK: Tensor) -> Tensor:
+        if not self._decoding.sample:
+            return logits_BK.argmax(dim=-1)
+        probabilities_BK = logits_BK.softmax(dim=-1).cpu()
+        drawn_B = torch.multinomial(probabilities_BK, 1, generator=self._generator)[:, 0]
+        return drawn_B.to(self._device)
+
+    def _inputs(self, observation: Observation) -> TokenInputs:
+        spec = self.spec
+        environment_state = observation.environment_state[: spec.environment_state_size]
+        for name, vector, size in (
+            ("state", observation.state, spec.state_size),
+            ("environment_state", environment_state, spec.environment_state_size),
+        ):
+            if vector.shape != (size,):
+                raise ValueError(f"{name} must have {size} entries, got shape {vector.shape}")
+            if not np.isfinite(vector).all():
+                raise ValueError(f"{name} holds NaN or infinity: {vector.tolist()}")
+        images = {}
+        for camera in spec.cameras:
+            if camera not in observation.images:
+                seen = sorted(observation.images) or "no camera"
+                raise ValueError(f"the policy needs camera {camera!r}, the observation has {seen}")
+            image = observation.images[camera]
+            expected = (spec.image_size, spec.image_size, 3)
+            if image.shape != expected or image.dtype != np.uint8:
+                raise ValueError(
+                    f"images[{camera}] must be uint8 {expected}, got {image.dtype} {image.shape}"
+                )
+            images[camera] = torch.from_numpy(image)[None].to(self._device)
+        words = word_tokens(observation.instruction, self._network.config.instruction_words)
+        return TokenInputs(
+            state_BS=torch.from_numpy(observation.state)[None].to(self._device),
+            environment_state_BE=torch.from_numpy(environment_state)[None].to(self._device),
+            words_BI=torch.from_numpy(words)[None].to(self._device),
+            images=images,
+        )

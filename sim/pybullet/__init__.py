@@ -1,0 +1,1 @@
+"""Tabletop manipulation with a Franka Panda in PyBullet."""
