@@ -1,0 +1,238 @@
+"""What the columns of a data set mean, as told by `features` in a LeRobot `meta/info.json`.
+
+Shape legend: A action dimensions, E environment-state dimensions, H height, S state dimensions,
+W width.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+Feature: TypeAlias = dict[str, Any]
+
+ACTION = "action"
+STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
+IMAGES = "observation.images."
+REWARD = "next.reward"
+DONE = "next.done"
+SUCCESS = "next.success"
+TRUNCATED = "next.truncated"
+INDEX_DTYPES = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+_OUTCOME_DTYPES = {REWARD: "float32", DONE: "bool", SUCCESS: "bool", TRUNCATED: "bool"}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a data set.
+
+    Attributes:
+        height: of a frame, in pixels.
+        width: of a frame, in pixels.
+        storage: "video" (small, slightly lossy) or "image" (PNG, exact).
+    """
+
+    height: int
+    width: int
+    storage: Literal["video", "image"] = "video"
+
+    def __post_init__(self) -> None:
+        """Refuse a size that is no size.
+
+        Raises:
+            ValueError: when height or width is not positive or the storage is unknown.
+        """
+        if self.height <= 0 or self.width <= 0:
+            raise ValueError(
+                f"a camera needs a positive height and width, but {self.height}x{self.width} came"
+            )
+        if self.storage not in ("video", "image"):
+            raise ValueError(f"storage is 'video' or 'image', but {self.storage!r} came")
+
+
+def _no_cameras() -> Mapping[str, Camera]:
+    return {}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What every episode of a data set has in common.
+
+    Attributes:
+        fps: control steps (and frames) per second.
+        action_names: one name per action dimension, A in all, at least one.
+        state_names: one name per proprioception entry, S in all.
+        environment_state_names: one name per entry of the simulator's ground truth, E in all.
+        cameras: camera name to size and storage.
+        robot_type: such as "panda"; None when unknown.
+    """
+
+    fps: int
+    action_names: tuple[str, ...]
+    state_names: tuple[str, ...] = ()
+    environment_state_names: tuple[str, ...] = ()
+    cameras: Mapping[str, Camera] = field(default_factory=_no_cameras)
+    robot_type: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no data set can hold.
+
+        Raises:
+            ValueError: naming the field, what was expected and what came.
+        """
+        if not isinstance(self.fps, int) or self.fps <= 0:
+            raise ValueError(f"fps must be a whole number above 0, but {self.fps!r} came")
+        if not self.action_names:
+            raise ValueError("a data set needs at least one action dimension: name it")
+        for name in self.cameras:
+            if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
+                raise ValueError(
+                    f"camera name {name!r} would break a path: use letters, digits, '_', '-', '.'"
+                )
+
+
+def features_from_info(info: DatasetInfo) -> dict[str, Feature]:
+    """The `features` of `meta/info.json`, in the order of the columns.
+
+    Entries of size zero (no state, no environment state) are left out.
+    """
+    features: dict[str, Feature] = {}
+    for key, names in (
+        (STATE, info.state_names),
+        (ENVIRONMENT_STATE, info.environment_state_names),
+        (ACTION, info.action_names),
+    ):
+        if names:
+            features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+    for name, camera in info.cameras.items():
+        feature: Feature = {
+            "dtype": camera.storage,
+            "shape": [camera.height, camera.width, 3],
+            "names": ["height", "width", "channels"],
+        }
+        if camera.storage == "video":
+            feature["info"] = {
+                "video.height": camera.height,
+                "video.width": camera.width,
+                "video.codec": "av1",
+                "video.pix_fmt": "yuv420p",
+                "video.is_depth_map": False,
+                "video.fps": info.fps,
+                "video.channels": 3,
+                "has_audio": False,
+            }
+        features[IMAGES + name] = feature
+    for key, dtype in (_OUTCOME_DTYPES | INDEX_DTYPES).items():
+        features[key] = {"dtype": dtype, "shape": [1], "names": None}
+    return features
+
+
+def info_from_features(
+    features: Mapping[str, Feature], *, fps: int, robot_type: str | None
+) -> DatasetInfo:
+    """Read the `features` that we or LeRobot wrote.
+
+    Vectors of more than one axis are flattened. Depth cameras are left out.
+
+    Raises:
+        ValueError: when there is no `action`, or a camera has no readable shape.
+    """
+    if ACTION not in features:
+        raise ValueError(
+            f"expected a feature named 'action', but only {', '.join(sorted(features))} came; "
+            "rename the column that holds the actions"
+        )
+    return DatasetInfo(
+        fps=fps,
+        action_names=_entry_names(ACTION, features[ACTION]),
+        state_names=_entry_names(STATE, features.get(STATE)),
+        environment_state_names=_entry_names(ENVIRONMENT_STATE, features.get(ENVIRONMENT_STATE)),
+        cameras={
+            camera_name(key): _camera(key, features[key])
+            for key in sorted(features)
+            if is_colour_camera(features[key])
+        },
+        robot_type=robot_type,
+    )
+
+
+def is_visual(feature: Feature) -> bool:
+    """Whether the feature holds frames, not numbers."""
+    return feature["dtype"] in ("image", "video")
+
+
+def is_colour_camera(feature: Feature) -> bool:
+    """Whether the feature holds colour frames (depth maps do not count)."""
+    about = feature.get("info") or feature.get("video_info") or {}
+    depth = about.get("is_depth_map") or about.get("video.is_depth_map")
+    return is_visual(feature) and not depth
+
+
+def camera_name(key: str) -> str:
+    """The camera of a feature: `observation.images.front` gives `front`."""
+    return key.removeprefix(IMAGES).removeprefix("observation.")
+
+
+def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
+    """Column types of `data/*.parquet`; a video has no column there.
+
+    Raises:
+        ValueError: when a feature is none of number, vector, image, video.
+    """
+    fields = []
+    for key, feature in features.items():
+        if feature["dtype"] == "video":
+            continue
+        if feature["dtype"] == "image":
+            kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        elif len(feature["shape"]) == 1 and feature["dtype"] != "string":
+            scalar = pa.bool_() if feature["dtype"] == "bool" else pa.type_for_alias(feature["dtype"])
+            (length,) = feature["shape"]
+            kind = scalar if length == 1 else pa.list_(scalar, length)
+        else:
+            raise ValueError(
+                f"feature {key!r} of type {feature['dtype']} and shape {feature['shape']} can be "
+                "read but not written; write a new data set instead of appending to this one"
+            )
+        fields.append(pa.field(key, kind))
+    return pa.schema(fields)
+
+
+def _entry_names(key: str, feature: Feature | None) -> tuple[str, ...]:
+    if feature is None:
+        return ()
+    size = math.prod(feature["shape"])
+    names = feature.get("names")
+    if isinstance(names, dict):
+        names = [
+            name
+            for group in names.values()
+            for name in (group if isinstance(group, list) else [group])
+        ]
+    if not isinstance(names, list) or len(names) != size:
+        return tuple(f"{key.removeprefix('observation.')}_{entry}" for entry in range(size))
+    return tuple(str(name) for name in names)
+
+
+def _camera(key: str, feature: Feature) -> Camera:
+    shape = feature["shape"]
+    if len(shape) != 3:
+        raise ValueError(f"feature {key!r} should be height x width x channels, but {shape} came")
+    names = feature.get("names")
+    channels_first = (
+        names[0].startswith("channel")
+        if isinstance(names, list) and len(names) == 3
+        else shape[0] in (1, 3) and shape[2] not in (1, 3)
+    )
+    height, width = shape[1:] if channels_first else shape[:2]
+    return Camera(height=height, width=width, storage=feature["dtype"])

@@ -1,0 +1,220 @@
+"""The tabletop tasks: lift a cube, or carry it into a marked area.
+
+Shape legend: A action dimensions (4, or 5 with yaw), E = 10, S = 8.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from robot_qsft.datasets.interface import Vector
+from robot_qsft.sim.environment import EnvironmentConfig, Task
+from robot_qsft.sim.pybullet.scene import CUBE_HALF_M, GOAL_HALF_M, Scene, SceneSnapshot
+
+STEP_M = 0.045
+"""Hand displacement that an action of 1 asks for in one control step."""
+STEP_RAD = 0.3
+LIFTED_M = 0.1
+"""Height of the cube's centre at which Lift succeeds."""
+
+WORKSPACE_LOW_M = np.array([0.30, -0.28, 0.015])
+WORKSPACE_HIGH_M = np.array([0.68, 0.33, 0.35])
+CUBE_LOW_M = np.array([0.40, -0.16, CUBE_HALF_M])
+CUBE_HIGH_M = np.array([0.56, 0.04, CUBE_HALF_M])
+GOAL_LOW_M = np.array([0.43, 0.17, 0.001])
+GOAL_HIGH_M = np.array([0.53, 0.23, 0.001])
+HAND_LOW_M = np.array([0.40, -0.16, 0.13])
+HAND_HIGH_M = np.array([0.56, 0.04, 0.22])
+CUBE_YAW_RAD = 0.5
+
+_INSTRUCTIONS: dict[Task, str] = {
+    "Lift": "lift the red cube",
+    "PickPlace": "put the red cube on the green square",
+    "Stitch": "put the red cube on the green square",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that decides how an episode goes on."""
+
+    scene: SceneSnapshot
+    goal_m: NDArray[np.float64]
+    yaw_rad: float
+    steps: int
+    finished: bool
+
+
+class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+    """One cube, one hand, one goal.
+
+    Actions are (x, y, z[, yaw], gripper) in [-1, 1]: displacement of the hand in steps of 4.5 cm
+    [0.3 rad], gripper open above 0 and closed otherwise. The reward is 1 on the step that first
+    succeeds, which terminates; a time-out truncates.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    state_names = (
+        "hand_x_m",
+        "hand_y_m",
+        "hand_z_m",
+        "hand_qx",
+        "hand_qy",
+        "hand_qz",
+        "hand_qw",
+        "gripper_opening_m",
+    )
+    environment_state_names = (
+        "cube_x_m",
+        "cube_y_m",
+        "cube_z_m",
+        "cube_from_hand_x_m",
+        "cube_from_hand_y_m",
+        "cube_from_hand_z_m",
+        "cube_yaw_rad",
+        "goal_x_m",
+        "goal_y_m",
+        "goal_z_m",
+    )
+
+    def __init__(self, config: EnvironmentConfig, render_mode: str | None = None):
+        """Load the world.
+
+        Raises:
+            ValueError: when EGL is asked for and does not work.
+        """
+        self.config = config
+        self.render_mode = render_mode
+        self.action_names = (
+            ("x", "y", "z") + (("yaw",) if config.yaw_action else ()) + ("gripper_open",)
+        )
+        self._scene = Scene(renderer=config.renderer, low_poly=config.low_poly)
+        self._goal_m = GOAL_LOW_M
+        self._yaw_rad = 0.0
+        self._steps = 0
+        self._finished = True
+        size = config.image_size
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "state": _unbounded(len(self.state_names)),
+            "environment_state": _unbounded(len(self.environment_state_names)),
+            "instruction": gymnasium.spaces.Text(64),
+        }
+        if config.cameras:
+            spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(config.cameras, image))
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode from a start state that follows from the seed alone."""
+        super().reset(seed=seed, options=options)
+        draw = self.np_random.uniform
+        cube_m, hand_m = draw(CUBE_LOW_M, CUBE_HIGH_M), draw(HAND_LOW_M, HAND_HIGH_M)
+        self._goal_m = draw(GOAL_LOW_M, GOAL_HIGH_M)
+        yaw_rad = draw(-CUBE_YAW_RAD, CUBE_YAW_RAD) if self.config.yaw_action else 0.0
+        in_gripper = self.config.start == "gripper"
+        self._scene.reset(
+            hand_m=hand_m,
+            cube_m=cube_m,
+            cube_yaw_rad=0.0 if in_gripper else yaw_rad,
+            goal_m=self._goal_m,
+            cube_in_gripper=in_gripper,
+        )
+        self._yaw_rad = 0.0
+        self._steps = 0
+        self._finished = False
+        return self._observe(), {"is_success": False}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Apply one action, float (A,); values beyond [-1, 1] are clipped.
+
+        Raises:
+            ValueError: when the action has another shape or holds NaN, or the episode is over.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (len(self.action_names),) or not np.isfinite(action).all():
+            raise ValueError(
+                f"the action must be {len(self.action_names)} finite numbers "
+                f"({', '.join(self.action_names)}), got {action.tolist()}"
+            )
+        if self._finished:
+            raise ValueError("the episode is over; call reset first")
+        action = action.clip(-1, 1)
+        target_m = self._scene.hand_pose()[0] + STEP_M * action[:3]
+        if self.config.yaw_action:
+            self._yaw_rad = float(np.clip(self._yaw_rad + STEP_RAD * action[3], -1.0, 1.0))
+        self._scene.step(
+            target_m.clip(WORKSPACE_LOW_M, WORKSPACE_HIGH_M),
+            self._yaw_rad,
+            gripper_open=bool(action[-1] > 0),
+        )
+        self._steps += 1
+        success = self._succeeded(gripper_open=bool(action[-1] > 0))
+        truncated = not success and self._steps >= self.config.max_steps
+        self._finished = success or truncated
+        return self._observe(), float(success), success, truncated, {"is_success": success}
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """The front camera's image."""
+        return self._scene.render("front", self.config.image_size)
+
+    def close(self) -> None:
+        """Release the physics world."""
+        self._scene.close()
+
+    def snapshot(self) -> Snapshot:
+        """The full present state."""
+        return Snapshot(
+            self._scene.snapshot(), self._goal_m, self._yaw_rad, self._steps, self._finished
+        )
+
+    def restore(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return to a snapshot of this environment; gives the observation there."""
+        self._scene.restore(snapshot.scene)
+        self._goal_m, self._yaw_rad = snapshot.goal_m, snapshot.yaw_rad
+        self._steps, self._finished = snapshot.steps, snapshot.finished
+        return self._observe()
+
+    def _succeeded(self, *, gripper_open: bool) -> bool:
+        cube_m, _ = self._scene.cube_pose()
+        if self.config.task == "Lift":
+            return bool(cube_m[2] > LIFTED_M)
+        inside = (np.abs(cube_m - self._goal_m)[:2] < GOAL_HALF_M).all()
+        resting = cube_m[2] < CUBE_HALF_M + 0.005
+        return bool(inside and resting and gripper_open)
+
+    def _observe(self) -> dict[str, Any]:
+        hand_m, orientation = self._scene.hand_pose()
+        cube_m, yaw_rad = self._scene.cube_pose()
+        orientation = orientation * (1 if orientation[0] >= 0 else -1)  # q and -q are one rotation
+        opening_m = [self._scene.gripper_opening_m()]
+        state: Vector = np.concatenate([hand_m, orientation, opening_m]).astype(np.float32)
+        truth = np.concatenate([cube_m, cube_m - hand_m, [yaw_rad], self._goal_m])
+        observation: dict[str, Any] = {
+            "state": state,
+            "environment_state": truth.astype(np.float32),
+            "instruction": _INSTRUCTIONS[self.config.task],
+        }
+        if self.config.cameras:
+            observation["images"] = {
+                camera: self._scene.render(camera, self.config.image_size)
+                for camera in self.config.cameras
+            }
+        return observation
+
+
+def make_task(task: Task, render_mode: str | None = None, **options: Any) -> TabletopEnvironment:
+    """What `gymnasium.make("robot_qsft/TASK-v0", **options)` builds; options of the config."""
+    return TabletopEnvironment(EnvironmentConfig(task=task, **options), render_mode)
+
+
+def _unbounded(size: int) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
