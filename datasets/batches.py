@@ -8,45 +8,32 @@ Shape legend: A action dimensions, B batch, E environment-state dimensions, H he
 the data, S state dimensions, W width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from robot_qsft.datasets.interface import Image, Vector
+from robot_qsft.datasets.tables import Tables
 
 NO_SUCCESSOR = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Frames:
-    """Low-dimensional columns and images of whole episodes laid end to end.
+class TrainingData:
+    """What is trained on: whole episodes laid end to end, and which of them are held out.
 
     Attributes:
-        states: float32 (N, S).
-        environment_states: float32 (N, E).
-        actions: float32 (N, A).
-        rewards: float32 (N,).
+        tables: all low-dimensional columns.
         images: camera to uint8 (N, H, W, 3), possibly memory-mapped.
-        episode_starts: first frame of every episode, ascending; the first is 0.
-        terminated: whether each episode ended by itself rather than by a time-out.
-        instructions: what each episode was asked to do.
+        training: int64, episodes to train on.
+        validation: int64, episodes held out.
     """
 
-    states: Vector
-    environment_states: Vector
-    actions: Vector
-    rewards: Vector
+    tables: Tables
     images: Mapping[str, Image]
-    episode_starts: NDArray[np.int64]
-    terminated: NDArray[np.bool_]
-    instructions: Sequence[str]
-
-    @property
-    def episode_lengths(self) -> NDArray[np.int64]:
-        """Steps of every episode."""
-        return np.diff(np.append(self.episode_starts, len(self.actions)))
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +138,7 @@ class ChainSampler:
 
     def __init__(
         self,
-        frames: Frames,
+        data: TrainingData,
         returns: Returns,
         *,
         episodes: NDArray[np.int64],
@@ -159,15 +146,15 @@ class ChainSampler:
         config: SamplerConfig,
         seed: int,
     ):
-        """Prepare to draw from the given episodes of `frames`, successors lying `steps` on.
+        """Prepare to draw from the given episodes of `data`, successors lying `steps` on.
 
         Raises:
             ValueError: when these episodes have fewer frames than one batch needs.
         """
-        self._frames = frames
+        self._images = data.images
         self._returns = returns
-        self._starts = frames.episode_starts[episodes]
-        self._ends = self._starts + frames.episode_lengths[episodes]
+        self._starts = data.tables.episode_starts[episodes]
+        self._ends = self._starts + data.tables.episode_lengths[episodes]
         self._steps = steps
         self._config = config
         self._seed = seed
@@ -189,9 +176,7 @@ class ChainSampler:
             skipped += count
             epoch += 1
 
-    def _epoch(
-        self, epoch: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """All chains in a random order: frames, successors within the epoch, counted."""
         rng = np.random.default_rng([self._seed, epoch])
         pieces = self._pieces(rng)
@@ -240,5 +225,5 @@ class ChainSampler:
         rows = slice(index * size, (index + 1) * size)
         inside = successors[rows] - rows.start
         inside[(inside < 0) | (inside >= size)] = NO_SUCCESSOR
-        images = {camera: stack[frames[rows]] for camera, stack in self._frames.images.items()}
+        images = {camera: stack[frames[rows]] for camera, stack in self._images.items()}
         return Batch(frames[rows], inside, counted[rows], images)

@@ -8,19 +8,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import pyarrow as pa
 
 Feature: TypeAlias = dict[str, Any]
 
-ACTION = "action"
-STATE = "observation.state"
+ACTION: Final = "action"
+STATE: Final = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 IMAGES = "observation.images."
-REWARD = "next.reward"
+REWARD: Final = "next.reward"
 DONE = "next.done"
-SUCCESS = "next.success"
+SUCCESS: Final = "next.success"
 TRUNCATED = "next.truncated"
 INDEX_DTYPES = {
     "timestamp": "float32",
@@ -101,10 +101,14 @@ class DatasetInfo:
                 )
 
 
-def features_from_info(info: DatasetInfo) -> dict[str, Feature]:
+def features_from_info(info: DatasetInfo, *, codec: str) -> dict[str, Feature]:
     """The `features` of `meta/info.json`, in the order of the columns.
 
     Entries of size zero (no state, no environment state) are left out.
+
+    Args:
+        info: of the data set.
+        codec: of its videos, such as "av1".
     """
     features: dict[str, Feature] = {}
     for key, names in (
@@ -124,7 +128,7 @@ def features_from_info(info: DatasetInfo) -> dict[str, Feature]:
             feature["info"] = {
                 "video.height": camera.height,
                 "video.width": camera.width,
-                "video.codec": "av1",
+                "video.codec": codec,
                 "video.pix_fmt": "yuv420p",
                 "video.is_depth_map": False,
                 "video.fps": info.fps,
@@ -196,7 +200,9 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
         if feature["dtype"] == "image":
             kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         elif len(feature["shape"]) == 1 and feature["dtype"] != "string":
-            scalar = pa.bool_() if feature["dtype"] == "bool" else pa.type_for_alias(feature["dtype"])
+            scalar = (
+                pa.bool_() if feature["dtype"] == "bool" else pa.type_for_alias(feature["dtype"])
+            )
             (length,) = feature["shape"]
             kind = scalar if length == 1 else pa.list_(scalar, length)
         else:

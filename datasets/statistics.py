@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from robot_qsft.datasets.interface import Image
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -99,7 +98,8 @@ def image_statistics(frames: Image) -> FeatureStatistics:
     cumulative_CV = counts_CV.cumsum(axis=1)
 
     def at_rank(rank: int) -> NDArray[np.float64]:
-        return levels_V[(cumulative_CV <= rank).sum(axis=1)]
+        levels_C: NDArray[np.float64] = levels_V[(cumulative_CV <= rank).sum(axis=1)]
+        return levels_C
 
     quantiles = {}
     for name, q in QUANTILES.items():
@@ -168,11 +168,7 @@ def statistics_to_json(statistics: FeatureStatistics, *, dtype: str) -> dict[str
 
 
 def statistics_from_json(stored: dict[str, Any]) -> FeatureStatistics:
-    """Read one entry of `stats.json` that holds all keys.
-
-    Raises:
-        KeyError: when a key is missing, as in sets converted from v2.1.
-    """
+    """Read one entry of `stats.json`; all keys must be there."""
 
     def flat(name: str) -> NDArray[np.float64]:
         return np.asarray(stored[name], np.float64).reshape(-1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import av
 from av.video.reformatter import VideoReformatter
-
+from numpy.typing import NDArray
 from robot_qsft.datasets.interface import Image
 
 # LeRobot's defaults; H.264 only where PyAV was built without AV1. The names are those of
@@ -70,13 +70,12 @@ class VideoWriter:
         self.bytes_written = 0
         self._time_base = Fraction(1, fps)
         self._container: Any = av.open(str(path), "w")
-        self._stream: Any = self._container.add_stream(
-            encoder, rate=fps, options=_ENCODERS[encoder][1]
-        )
-        self._stream.height = height
-        self._stream.width = width
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.time_base = self._time_base
+        stream: Any = self._container.add_stream(encoder, rate=fps, options=_ENCODERS[encoder][1])
+        stream.height = height
+        stream.width = width
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = self._time_base
+        self._stream = stream
 
     def write(self, frames: Image) -> None:
         """Append frames, uint8 (T, H, W, 3)."""
@@ -96,7 +95,7 @@ class VideoWriter:
         assert stored == self.frames_written, f"{stored} of {self.frames_written} frames stored"
 
     def abandon(self) -> None:
-        """Let go of the file, which stays unreadable."""
+        """Let go of the file without finishing it."""
         self._container.close()
 
     def _mux(self, packets: Iterable[Any]) -> None:
@@ -144,7 +143,8 @@ def read_frames(path: Path, *, times_s: Iterable[float], fps: int) -> Iterator[I
                     continue
                 if frame.time >= wanted + tolerance_s:
                     break
-                yield reformatter.reformat(frame, format="rgb24").to_ndarray()
+                image: NDArray[Any] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                yield image
                 found += 1
                 wanted = next(wanted_s, None)
                 if wanted is None:

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robot_qsft.datasets.batches import NO_SUCCESSOR, Batch, Frames, Returns
+from robot_qsft.datasets.batches import NO_SUCCESSOR, Batch, Returns
+from robot_qsft.datasets.tables import Tables
 from robot_qsft.objective import (
     ObjectiveConfig,
     behaviour_loss,
@@ -56,12 +57,11 @@ class Collator:
 
     def __init__(
         self,
-        frames: Frames,
+        tables: Tables,
         returns: Returns,
+        *,
         tokens_ND: NDArray[np.int64],
         words_MI: NDArray[np.int64],
-        instruction_N: NDArray[np.int64],
-        *,
         environment_state_size: int,
         monte_carlo_bound: bool,
         device: torch.device,
@@ -69,21 +69,20 @@ class Collator:
         """Hold the low-dimensional columns of the whole data set as tensors.
 
         Args:
-            frames: the data.
+            tables: the data.
             returns: ingredients of the targets.
             tokens_ND: action tokens of every frame.
-            words_MI: word tokens of every distinct instruction.
-            instruction_N: which of them each frame has.
+            words_MI: word tokens of every task.
             environment_state_size: how much of the environment state the policy reads.
             monte_carlo_bound: whether targets are bounded by the return reached.
             device: where to.
         """
-        environment_states = frames.environment_states[:, :environment_state_size]
-        self._states = torch.from_numpy(np.ascontiguousarray(frames.states))
+        environment_states = tables.environment_states[:, :environment_state_size]
+        self._states = torch.from_numpy(np.ascontiguousarray(tables.states))
         self._environment_states = torch.from_numpy(np.ascontiguousarray(environment_states))
         self._tokens = torch.from_numpy(tokens_ND)
         self._words = torch.from_numpy(words_MI)
-        self._instruction = torch.from_numpy(instruction_N)
+        self._task = torch.from_numpy(np.repeat(tables.task_indices, tables.episode_lengths))
         self._rewards = torch.from_numpy(returns.rewards)
         self._discounts = torch.from_numpy(returns.discounts)
         bounds = returns.monte_carlo if monte_carlo_bound else np.zeros_like(returns.monte_carlo)
@@ -104,7 +103,7 @@ class Collator:
         inputs = TokenInputs(
             state_BS=self._states[rows].to(self._device),
             environment_state_BE=self._environment_states[rows].to(self._device),
-            words_BI=self._words[self._instruction[rows]].to(self._device),
+            words_BI=self._words[self._task[rows]].to(self._device),
             images=images,
         )
         return TensorBatch(
@@ -130,7 +129,7 @@ class Losses:
     def as_floats(self) -> Mapping[str, float]:
         """For the log."""
         return {
-            "loss": float(self.total),
+            "loss": float(self.total.detach()),
             "behaviour": float(self.behaviour),
             "likelihood": float(self.likelihood),
             "mean_value": float(self.mean_value),

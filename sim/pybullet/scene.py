@@ -51,8 +51,8 @@ class Camera:
 
 
 CAMERAS = {
-    "front": Camera((0.98, 0.03, 0.47), (0.47, 0.03, 0.06), (0.0, 0.0, 1.0), 42.0),
-    "wrist": Camera((0.07, 0.0, -0.12), (0.0, 0.0, 0.02), (1.0, 0.0, 0.0), 75.0, on_hand=True),
+    "front": Camera((0.95, 0.035, 0.50), (0.465, 0.035, 0.13), (0.0, 0.0, 1.0), 38.0),
+    "wrist": Camera((0.09, 0.0, -0.10), (0.02, 0.0, 0.02), (1.0, 0.0, 0.0), 80.0, on_hand=True),
 }
 
 
@@ -126,7 +126,7 @@ class Scene:
     ) -> None:
         """Put everything in its place, at rest, forgetting all that went before."""
         client = self._client
-        client.restoreState(self._clean.state_id)
+        self.restore(self._clean)
         for joint, angle in zip(_ARM_JOINTS, _HOME_RAD, strict=True):
             client.resetJointState(self._robot, joint, angle)
         for _ in range(5):  # each pass starts from the last solution
@@ -208,6 +208,9 @@ class Scene:
 
     def restore(self, snapshot: SceneSnapshot) -> None:
         """Return to a state of this same world."""
+        # Contacts of the present state would outlive the restoring; a cube in the air has none.
+        self._client.resetBasePositionAndOrientation(self._cube, (0.5, 0.0, 1.5), (0, 0, 0, 1))
+        self._client.performCollisionDetection()
         self._client.restoreState(snapshot.state_id)
 
     def _inverse_kinematics(self, hand_m: NDArray[np.float64], yaw_rad: float) -> list[float]:

@@ -1,0 +1,224 @@
+"""Parquet files of a LeRobot data set: shards, tasks, and reading with clear errors."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Raises:
+        ValueError: when it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"expected a parquet file at {path}, but there is none; restore it or record again"
+        )
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of a file, in the order asked for.
+
+    Raises:
+        ValueError: when the file is missing or damaged, or a column is not in it.
+    """
+    with open_parquet(path) as file:
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise ValueError(
+                f"expected a column {missing[0]!r} in {path}, but it has only "
+                f"{', '.join(file.schema_arrow.names[:20])}; restore the file or record again"
+            )
+        try:
+            return file.read(columns=list(columns)).select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(path, error)) from error
+
+
+def read_rows(path: Path, column: str, *, first: int, count: int) -> Iterator[Any]:
+    """Yield `count` values of one column from row `first` on, one row group in memory at a time.
+
+    Raises:
+        ValueError: when the file is missing or damaged.
+    """
+    with open_parquet(path) as file:
+        group_start = 0
+        for group in range(file.num_row_groups):
+            group_end = group_start + file.metadata.row_group(group).num_rows
+            begin, end = max(first, group_start), min(first + count, group_end)
+            if begin < end:
+                try:
+                    values = file.read_row_group(group, columns=[column]).column(column)
+                except (pa.ArrowException, OSError) as error:
+                    raise ValueError(_damaged(path, error)) from error
+                for value in values.slice(begin - group_start, end - begin):
+                    yield value.as_py()
+            group_start = group_end
+
+
+def to_numpy(column: pa.ChunkedArray, *, width: int, about: str) -> NDArray[Any]:
+    """A column of numbers or (nested) lists of numbers, rows x `width`.
+
+    Args:
+        column: as read.
+        width: numbers per row.
+        about: what it is, for the message.
+
+    Raises:
+        ValueError: when a row does not hold `width` numbers, or holds null.
+    """
+    values = column.combine_chunks()
+    while isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    if values.null_count or len(values) != len(column) * width:
+        raise ValueError(
+            f"expected {width} numbers in each of the {len(column)} rows of {about}, but "
+            f"{len(values) - values.null_count} numbers came in all; mend or record again"
+        )
+    flat: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), width)
+
+
+def column_of(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow column from rows, (T,) or (T, width), as `kind` says."""
+    if pa.types.is_fixed_size_list(kind):
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return pa.array(values.reshape(-1), kind)
+
+
+class ShardWriter:
+    """Row groups into `chunk-000/file-000.parquet` and so on, a new file when one is full."""
+
+    def __init__(
+        self, root: Path, *, template: str, position: tuple[int, int], chunk_size: int, limit: int
+    ) -> None:
+        """Prepare to write; files are opened when rows come.
+
+        Args:
+            root: folder that paths are relative to.
+            template: of paths, with `chunk_index` and `file_index`.
+            position: chunk and file to begin with.
+            chunk_size: files per chunk.
+            limit: bytes, beyond which the next file is begun.
+        """
+        self.position = position
+        self._root = root
+        self._template = template
+        self._chunk_size = chunk_size
+        self._limit = limit
+        self._rows = 0
+        self._sink: pa.OSFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def make_room(self, rows: int) -> tuple[int, int]:
+        """Choose the chunk and file for so many rows, which `write` must bring next."""
+        if self._sink is not None and self._sink.tell() * (1 + rows / self._rows) >= self._limit:
+            self.close()
+            self.position = next_position(self.position, chunk_size=self._chunk_size)
+        return self.position
+
+    def write(self, table: pa.Table) -> None:
+        """Append one row group."""
+        if self._writer is None:
+            chunk, file = self.position
+            path = self._root / self._template.format(chunk_index=chunk, file_index=file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._rows = 0
+            self._sink = pa.OSFile(str(path), "wb")
+            self._writer = pq.ParquetWriter(self._sink, table.schema, version="2.6")
+        self._writer.write_table(table, row_group_size=len(table))
+        self._rows += len(table)
+
+    def close(self) -> None:
+        """Write the footer, without which the file cannot be read."""
+        if self._writer is not None and self._sink is not None:
+            self._writer.close()
+            self._sink.close()
+            self._writer = self._sink = None
+
+
+def next_position(position: tuple[int, int], *, chunk_size: int) -> tuple[int, int]:
+    """Chunk and file after the given ones."""
+    chunk, file = position
+    return (chunk, file + 1) if file + 1 < chunk_size else (chunk + 1, 0)
+
+
+def read_tasks(path: Path) -> tuple[str, ...]:
+    """The instructions of `meta/tasks.parquet`, in the order of their index.
+
+    Raises:
+        ValueError: when the file is missing or damaged, or not a table of tasks.
+    """
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+    text = next((name for name in ("task", "__index_level_0__") if name in names), None)
+    if text is None:
+        raise ValueError(
+            f"expected a column 'task' in {path}, but it has {', '.join(names)}; "
+            "restore the file or record again"
+        )
+    rows = read_columns(path, ["task_index", text]).to_pylist()
+    rows.sort(key=lambda row: row["task_index"])
+    if [row["task_index"] for row in rows] != list(range(len(rows))):
+        raise ValueError(f"{path} should number its tasks from 0 without gaps; mend task_index")
+    return tuple(str(row[text]) for row in rows)
+
+
+def write_tasks(path: Path, tasks: Sequence[str]) -> None:
+    """Write `meta/tasks.parquet` such that pandas takes the text for the index."""
+
+    def described(name: str, kind: str, numpy_type: str) -> dict[str, str | None]:
+        return {
+            "name": name,
+            "field_name": name,
+            "pandas_type": kind,
+            "numpy_type": numpy_type,
+            "metadata": None,
+        }
+
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [
+            {
+                "name": None,
+                "field_name": None,
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+                "metadata": {"encoding": "UTF-8"},
+            }
+        ],
+        "columns": [
+            described("task_index", "int64", "int64"),
+            described("task", "unicode", "object"),
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.3.3",
+    }
+    schema = pa.schema(
+        [("task_index", pa.int64()), ("task", pa.string())],
+        metadata={"pandas": json.dumps(pandas)},
+    )
+    columns = [pa.array(range(len(tasks)), pa.int64()), pa.array(tasks, pa.string())]
+    pq.write_table(pa.table(columns, schema=schema), path, version="2.6")
+
+
+def _damaged(path: Path, error: BaseException) -> str:
+    reason = str(error).split("\n")[0]
+    return (
+        f"expected a complete parquet file at {path}, but it cannot be read ({reason}); "
+        "restore it or record again"
+    )

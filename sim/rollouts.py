@@ -1,0 +1,179 @@
+"""Episodes, in parallel processes and in order.
+
+Shape legend: T steps.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+
+from robot_qsft.datasets.episode import Episode
+from robot_qsft.datasets.interface import Policy, Vector
+from robot_qsft.sim.environment import (
+    Environment,
+    EnvironmentConfig,
+    make_environment,
+    observation_of,
+)
+
+PolicyFactory = Callable[[], Policy]
+_KEPT = 8
+"""Environments and policies that a process keeps for later episodes."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One episode to be run.
+
+    Attributes:
+        environment: where.
+        policy: makes who acts; hashable and picklable, as worker processes call and keep it.
+        seed: of the start state and of the policy's randomness.
+        demonstrator: name to record.
+    """
+
+    environment: EnvironmentConfig
+    policy: PolicyFactory
+    seed: int
+    demonstrator: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """An episode and what its policy thought on the way.
+
+    Attributes:
+        attempt: what was run.
+        episode: what happened.
+        values: float32 (T,), value of each chosen action; NaN where the policy gave none.
+        behaviour_log_probabilities: float32 (T,), in nats; NaN likewise.
+    """
+
+    attempt: Attempt
+    episode: Episode
+    values: Vector
+    behaviour_log_probabilities: Vector
+
+
+def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
+    """Run attempts, yielding them in their order; memory stays flat however many there are.
+
+    The result of an attempt does not depend on `workers`, nor on what ran before it.
+
+    Args:
+        attempts: what to run.
+        workers: processes; 1 runs in this one.
+
+    Raises:
+        RuntimeError: when an attempt fails, naming its seed and cause.
+    """
+    if workers <= 1:
+        yield from map(_run, attempts)
+        return
+    waiting: deque[Future[Rollout]] = deque()
+    queue = iter(attempts)
+    with (
+        _single_threaded_children(),
+        ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        ) as pool,
+    ):
+        try:
+            for attempt in islice(queue, 2 * workers):
+                waiting.append(pool.submit(_run, attempt))
+            while waiting:
+                rollout = waiting.popleft().result()
+                waiting.extend(pool.submit(_run, attempt) for attempt in islice(queue, 1))
+                yield rollout
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(attempt: Attempt) -> Rollout:
+    try:
+        return run_attempt(
+            attempt, _environment(attempt.environment), _policy(attempt.policy)
+        )
+    except Exception as error:
+        raise RuntimeError(
+            f"the episode with seed {attempt.seed} in {attempt.environment.task} failed: {error}"
+        ) from error
+
+
+def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> Rollout:
+    """Run one attempt in a given environment."""
+    gym_observation, _ = environment.reset(seed=attempt.seed)
+    policy.reset(seed=attempt.seed)
+    observations, actions, rewards, successes = [], [], [], []
+    values, log_probabilities = [], []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        chunk = policy.act(observation_of(gym_observation))
+        for index, action in enumerate(chunk.actions):
+            observations.append(observation_of(gym_observation))
+            gym_observation, reward, terminated, truncated, info = environment.step(action)
+            actions.append(action)
+            rewards.append(reward)
+            successes.append(bool(info["is_success"]))
+            values.append(chunk.value if index == 0 else None)
+            log_probabilities.append(chunk.behaviour_log_probability if index == 0 else None)
+            if terminated or truncated:
+                break
+    episode = Episode(
+        states=np.stack([seen.state for seen in observations]),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        successes=np.array(successes),
+        terminated=terminated,
+        truncated=truncated,
+        instruction=observations[0].instruction,
+        images={
+            camera: np.stack([seen.images[camera] for seen in observations])
+            for camera in observations[0].images
+        },
+        environment_states=np.stack([seen.environment_state for seen in observations]),
+        demonstrator=attempt.demonstrator,
+    )
+    return Rollout(attempt, episode, _floats(values), _floats(log_probabilities))
+
+
+def _floats(numbers: list[float | None]) -> Vector:
+    return np.array([np.nan if number is None else number for number in numbers], np.float32)
+
+
+@lru_cache(maxsize=_KEPT)
+def _environment(config: EnvironmentConfig) -> Environment:
+    return make_environment(config)
+
+
+@lru_cache(maxsize=_KEPT)
+def _policy(factory: PolicyFactory) -> Policy:
+    return factory()
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, which shuts the pool down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Parallelism comes from processes; numerics threads on top would only contend."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
