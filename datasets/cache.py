@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.folder_lock import FolderLock
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.store import Dataset

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.interface import Image, Vector
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import (
     ACTION,

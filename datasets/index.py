@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.features import is_colour_camera
 from robot_qsft.datasets.parquet import open_parquet, read_columns
 from robot_qsft.datasets.statistics import (

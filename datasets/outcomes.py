@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+
 from robot_qsft.datasets.tables import Source, Tables
 
 Outcome: TypeAlias = Literal["success", "failure", "unknown"]

@@ -11,6 +11,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import (
     ACTION,

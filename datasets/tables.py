@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.interface import Vector
 
 Source: TypeAlias = Literal["next.reward", "next.success", "is_success", "none"]

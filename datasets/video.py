@@ -13,6 +13,7 @@ from typing import Any
 import av
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
 from robot_qsft.datasets.interface import Image
 
 # LeRobot's defaults; H.264 only where PyAV was built without AV1. The names are those of

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.episode_columns import (
     EpisodePlace,
@@ -121,6 +122,7 @@ class DatasetWriter:
         self._schema = arrow_schema(self._features)
         self._episode_count = int(stored["total_episodes"])
         self._frame_count = int(stored["total_frames"])
+        self._finished = False
         self._rows: list[dict[str, Any]] = []
         self._tasks: list[str] = []
         self._data_files_before: list[Path] = []
@@ -218,11 +220,13 @@ class DatasetWriter:
         self._frame_count += len(episode)
 
     def close(self) -> None:
-        """Put the data set in place.
+        """Put the data set in place; once is enough.
 
         Raises:
             ValueError: when a new data set has no episode.
         """
+        if self._finished:
+            return
         if self._episode_count == self._stored_info["total_episodes"]:
             self.discard()
             if self._episode_count == 0:
@@ -238,10 +242,14 @@ class DatasetWriter:
         except BaseException:
             self.discard()
             raise
+        self._finished = True
         self._staging.commit()
 
     def discard(self) -> None:
         """Drop what was added; a data set that was there before stays as it was."""
+        if self._finished:
+            return
+        self._finished = True
         try:
             for video in self._videos.values():
                 video.abandon()
@@ -266,6 +274,7 @@ class DatasetWriter:
             key: statistics_to_json(self._whole_statistics(key, feature), dtype=feature["dtype"])
             for key, feature in self._features.items()
         }
+        assert statistics["index"]["count"] == [self._frame_count], "an episode broke off halfway"
         _write_json(meta / "stats.json", statistics)
         totals = {
             "total_episodes": self._episode_count,

@@ -93,7 +93,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no policy: {DESCRIPTION} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is cut off or no JSON ({error}); restore it from a copy") from None
+        raise ValueError(
+            f"{path} is cut off or no JSON ({error}); restore it from a copy"
+        ) from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
         version = description.get("format_version") if isinstance(description, dict) else None
         raise ValueError(
@@ -114,7 +116,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; restore it from a copy") from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}); restore it from a copy") from None
+        raise ValueError(
+            f"{path} is cut off or damaged ({error}); restore it from a copy"
+        ) from None
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         here = tuple(expected[name].shape) if name in expected else None

@@ -85,7 +85,9 @@ class TokenHeads(nn.Module):
         ).masked_fill(missing_DK, MASKED_LOGIT)
         likelihood_HBDV = (
             torch.einsum(
-                "btw,htwv->hbtv", likelihood_hidden_BTW.float(), self.likelihood_weight_HDWV[:, dims]
+                "btw,htwv->hbtv",
+                likelihood_hidden_BTW.float(),
+                self.likelihood_weight_HDWV[:, dims],
             )
             + self.likelihood_bias_HDV[:, None, dims]
         )

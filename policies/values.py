@@ -19,7 +19,7 @@ MASKED_LOGIT = -1e9
 
 
 def log_ratios(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
-    """log p(a|s) - log pi(a|s) for every head, (H, B, D, K), from normalised log-probabilities.
+    """Log p(a|s) - log pi(a|s) for every head, (H, B, D, K), from normalised log-probabilities.
 
     `log_p_HBDV` may come without the reject token (V = K), as in the paper's Eq. 3.
     """

@@ -31,9 +31,7 @@ class ImageTokenizer(nn.Module):
         positions = (image_size // STEM_STRIDE) ** 2
         self.position_NC = nn.Parameter(torch.randn(positions, third) * 0.02)
         self.norm = nn.LayerNorm(third)
-        self.attention = nn.Sequential(
-            nn.Linear(third, third), nn.ReLU(), nn.Linear(third, tokens)
-        )
+        self.attention = nn.Sequential(nn.Linear(third, third), nn.ReLU(), nn.Linear(third, tokens))
         self.project = nn.Linear(third, width)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from robot_qsft.datasets.batches import (
     TrainingData,
     n_step_returns,
 )
+from robot_qsft.datasets.outcomes import check_rewards
 from robot_qsft.datasets.tables import Tables
 from robot_qsft.learning_step import Collator, Losses, Method, losses
 from robot_qsft.objective import ObjectiveConfig, smoothing_kernels
@@ -211,9 +212,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def policy_spec(
-    config: TrainConfig, data: TrainingData, tokenizer: ActionTokenizer
-) -> PolicySpec:
+def policy_spec(config: TrainConfig, data: TrainingData, tokenizer: ActionTokenizer) -> PolicySpec:
     """What the policy reads and writes, from the data."""
     sizes = {stack.shape[1] for stack in data.images.values()}
     tables = data.tables
@@ -336,32 +335,17 @@ def chosen_episodes(config: TrainConfig, data: TrainingData) -> NDArray[np.int64
         ValueError: when Q-SFT finds no rewards, or rewards outside [0, 1], or the filter leaves
             nothing.
     """
-    returns = data.tables.episode_returns
     if config.method == "qsft":
-        _check_rewards(returns)
+        check_rewards(data.tables)
     if config.episodes == "all":
         return data.training
-    successful = data.training[returns[data.training] > 0]
+    successful = data.training[data.tables.episode_successes[data.training]]
     if len(successful) == 0:
         raise ValueError(
-            "no training episode has a reward, so there is nothing to filter for; "
+            "no training episode succeeded, so there is nothing to filter for; "
             "train on all episodes instead"
         )
     return successful
-
-
-def _check_rewards(returns_M: NDArray[np.float64]) -> None:
-    """Refuse data from which no value can be learnt."""
-    if (returns_M == 0).all():
-        raise ValueError(
-            "no episode of this data set has a reward, so Q-SFT has no value to learn; add "
-            "outcomes to the data, or imitate it with --method bc"
-        )
-    if returns_M.min() < 0 or returns_M.max() > 1 + 1e-6:
-        raise ValueError(
-            f"episode returns span {returns_M.min():g} to {returns_M.max():g}, but Q-SFT needs "
-            "them in [0, 1]; pay 1 at the first success and 0 elsewhere, or rescale"
-        )
 
 
 def _rows(tables: Tables, episodes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ W width.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ Task: TypeAlias = Literal["Lift", "PickPlace", "Stitch"]
 Start: TypeAlias = Literal["table", "gripper"]
 Renderer: TypeAlias = Literal["auto", "tiny", "egl"]
 
-TASKS: tuple[Task, ...] = ("Lift", "PickPlace", "Stitch")
+TASKS: tuple[Task, ...] = get_args(Task)
 CAMERAS = ("front", "wrist")
 
 
@@ -33,7 +33,7 @@ class EnvironmentConfig:
         start: whether an episode begins with the cube on the table or in the gripper.
         yaw_action: adds a rotation about the vertical to the actions, and random cube yaw.
         renderer: "tiny" runs on the CPU and draws the same pixels on every machine; "egl" uses
-            OpenGL without a display; "auto" takes EGL where it works.
+            OpenGL without a display; "auto" takes EGL where a graphics card offers it.
         low_poly: draw the arm from its collision meshes, about ten times as fast.
     """
 
@@ -52,8 +52,15 @@ class EnvironmentConfig:
         Raises:
             ValueError: naming the field.
         """
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        for name, value, choices in (
+            ("task", self.task, TASKS),
+            ("start", self.start, get_args(Start)),
+            ("renderer", self.renderer, get_args(Renderer)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.task == "Lift" and self.start == "gripper":
+            raise ValueError("Lift begins with the cube on the table; leave start at 'table'")
         unknown = set(self.cameras) - set(CAMERAS)
         if unknown:
             raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")
@@ -89,13 +96,15 @@ def make_environment(config: EnvironmentConfig) -> Environment:
 
 
 def register_environments() -> None:
-    """Register the Gymnasium ids `robot_qsft/TASK-v0`; Gymnasium's plug-in loader calls this."""
+    """Make `gymnasium.make("robot_qsft/TASK-v0")` work; calling it again changes nothing."""
     for task in TASKS:
-        gymnasium.register(
-            id=f"robot_qsft/{task}-v0",
-            entry_point="robot_qsft.sim.pybullet.tasks:make_task",
-            kwargs={"task": task},
-        )
+        name = f"robot_qsft/{task}-v0"
+        if name not in gymnasium.registry:
+            gymnasium.register(
+                id=name,
+                entry_point="robot_qsft.sim.pybullet.tasks:make_task",
+                kwargs={"task": task},
+            )
 
 
 def observation_of(gym_observation: dict[str, Any]) -> Observation:

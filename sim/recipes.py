@@ -47,9 +47,7 @@ def attempts(
     return [_attempt(quality, environment, index, seed) for index in range(episodes)]
 
 
-def _attempt(
-    quality: Quality, environment: EnvironmentConfig, index: int, seed: int
-) -> Attempt:
+def _attempt(quality: Quality, environment: EnvironmentConfig, index: int, seed: int) -> Attempt:
     rng = np.random.default_rng([seed, index])
     episode_seed = int(rng.integers(2**31))
     chance = rng.random()

@@ -100,9 +100,7 @@ def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
 
 def _run(attempt: Attempt) -> Rollout:
     try:
-        return run_attempt(
-            attempt, _environment(attempt.environment), _policy(attempt.policy)
-        )
+        return run_attempt(attempt, _environment(attempt.environment), _policy(attempt.policy))
     except Exception as error:
         raise RuntimeError(
             f"the episode with seed {attempt.seed} in {attempt.environment.task} failed: {error}"

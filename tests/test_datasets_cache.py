@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from robot_qsft.datasets.cache import TrainingCache
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from robot_qsft.datasets.outcomes import check_rewards, infer_outcomes
 from robot_qsft.datasets.split import split_episodes
 from robot_qsft.datasets.tables import Source, Tables
@@ -58,7 +59,7 @@ def test_a_column_that_is_nowhere_positive_tells_nothing() -> None:
         ([[0, 1], [1]], "one outcome only, a return of 1; add failures"),
         (
             [[0], [0, 1, 1]],
-            "at most 1 per episode in all, but episode 1 has 2; pay the reward once",
+            "at most 1 per episode in all, but episode 1 has 2; pay",
         ),
         ([[0, 1], [0, -0.5]], "episode 1 has -0.5 at step 1; shift or replace"),
     ],

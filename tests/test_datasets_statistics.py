@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from robot_qsft.datasets.statistics import (
     QUANTILES,
     combine,

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.outcomes import check_rewards, infer_outcomes
@@ -152,9 +153,8 @@ def test_row_groups_need_not_be_episodes(path: Path) -> None:
 
 def test_reward_from_success(path: Path) -> None:
     drop_feature(path, "next.reward")
-    set_column(
-        path, "next.success", [False] * 4 + [False] * 5 + [False, True, True, False, True, True]
-    )
+    last = [False, True, True, False, True, True]
+    set_column(path, "next.success", [False] * 9 + last)
     tables = Dataset.open(path).tables()
     assert tables.reward_source == tables.success_source == "next.success"
     assert np.flatnonzero(tables.rewards).tolist() == [10]
@@ -209,7 +209,7 @@ def test_failure_that_terminates(path: Path) -> None:
 
 def test_unknown_camera_and_episode(path: Path) -> None:
     dataset = Dataset.open(path)
-    with pytest.raises(ValueError, match="camera 'left' asked for, but .* has front, wrist"):
+    with pytest.raises(ValueError, match=r"camera 'left' asked for, but .* has front, wrist"):
         next(dataset.frames("left"))
     with pytest.raises(IndexError, match="episode 3 asked for, but there are 3"):
         dataset.episode(3)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.statistics import QUANTILES
@@ -30,9 +32,7 @@ INFO = DatasetInfo(
 
 def smooth_frames(rng: np.random.Generator, steps: int, height: int, width: int) -> np.ndarray:
     coarse = rng.integers(0, 256, (steps, 3, 3, 3), dtype=np.uint8)
-    return np.stack(
-        [cv2.resize(c, (width, height), interpolation=cv2.INTER_LINEAR) for c in coarse]
-    )
+    return np.stack([cv2.resize(frame, (width, height)) for frame in coarse])
 
 
 def make_episode(info: DatasetInfo = INFO, *, seed: int = 0, steps: int = 6) -> Episode:
@@ -259,6 +259,42 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_close_within_the_block(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "set", info=INFO) as writer:
+        writer.add_episode(make_episode())
+        writer.close()
+    assert len(Dataset.open(tmp_path / "set")) == 1
+    with (
+        pytest.raises(ValueError, match="at least one episode"),
+        DatasetWriter(tmp_path / "new", info=INFO) as writer,
+    ):
+        writer.close()
+
+
+def test_without_av1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec = av.codec.Codec
+    missing = ["libsvtav1"]
+
+    def find(name: str, mode: str) -> av.codec.Codec:
+        if name in missing:
+            raise av.codec.codec.UnknownCodecError(name)
+        return codec(name, mode)
+
+    monkeypatch.setattr(av.codec, "Codec", find)
+    episode = make_episode()
+    write(tmp_path / "set", [episode])
+    assert "videos are written with libx264 instead" in caplog.text
+    dataset = Dataset.open(tmp_path / "set")
+    about = dataset.stored_info["features"]["observation.images.front"]["info"]
+    assert about["video.codec"] == "h264"
+    assert_same(dataset.episode(0), episode)
+    missing.append("libx264")
+    with pytest.raises(ValueError, match="it has none of them; install the `av` wheel"):
+        DatasetWriter(tmp_path / "other", info=INFO)
+
+
 KILLED = """
 import sys, time, runpy
 names = runpy.run_path(sys.argv[1])
@@ -291,7 +327,7 @@ def test_sigkill_leaves_what_was_there(tmp_path: Path, mode: str) -> None:
         assert_same(Dataset.open(path).episode(1), episodes[1])
         write(path, episodes[2:], append=True)
     else:
-        with pytest.raises(ValueError, match="no meta/info.json"):
+        with pytest.raises(ValueError, match=r"no meta/info\.json"):
             Dataset.open(path)
         write(path, episodes)
     assert not (path / ".writing").exists()
@@ -343,7 +379,7 @@ def test_refusals(tmp_path: Path) -> None:
     write(tmp_path / "set", [make_episode()])
     with pytest.raises(ValueError, match=r"already; choose another folder, delete it, or append"):
         DatasetWriter(tmp_path / "set", info=INFO)
-    with pytest.raises(ValueError, match="to append to at .* there is none"):
+    with pytest.raises(ValueError, match=r"to append to at .* there is none"):
         DatasetWriter(tmp_path / "none", info=INFO, append=True)
     assert not (tmp_path / "none").exists()
     (tmp_path / "notes").mkdir()

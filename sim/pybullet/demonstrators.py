@@ -129,7 +129,5 @@ class ScriptedDemonstrator:
         return np.array([release_m[0], release_m[1], _CARRY_M]), True
 
 
-def _near(
-    hand_m: NDArray[np.float64], target_m: NDArray[np.float64], tolerance_m: float
-) -> bool:
+def _near(hand_m: NDArray[np.float64], target_m: NDArray[np.float64], tolerance_m: float) -> bool:
     return bool(np.abs(hand_m - target_m).max() < tolerance_m)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pybullet
 import pybullet_data
 from numpy.typing import NDArray
-from pybullet_utils.bullet_client import BulletClient
 
 from robot_qsft.datasets.interface import Image
 from robot_qsft.sim.environment import Renderer
+from robot_qsft.sim.pybullet.client import PhysicsClient, silence
 
 CONTROL_HZ = 10
 PHYSICS_HZ = 100
@@ -51,7 +50,7 @@ class Camera:
 
 
 CAMERAS = {
-    "front": Camera((0.95, 0.035, 0.50), (0.465, 0.035, 0.13), (0.0, 0.0, 1.0), 38.0),
+    "front": Camera((0.95, 0.035, 0.50), (0.465, 0.035, 0.13), (0.0, 0.0, 1.0), 42.0),
     "wrist": Camera((0.09, 0.0, -0.10), (0.02, 0.0, 0.02), (1.0, 0.0, 0.0), 80.0, on_hand=True),
 }
 
@@ -59,13 +58,13 @@ CAMERAS = {
 class SceneSnapshot:
     """A full physics state, released with the object."""
 
-    def __init__(self, client: BulletClient):
+    def __init__(self, client: PhysicsClient):
         self.state_id: int = client.saveState()
         weakref.finalize(self, _remove_state, client, self.state_id)
 
 
-def _remove_state(client: BulletClient, state_id: int) -> None:
-    if client.isConnected():
+def _remove_state(client: PhysicsClient, state_id: int) -> None:
+    if client.connected:
         client.removeState(state_id)
 
 
@@ -78,7 +77,7 @@ class Scene:
         Raises:
             ValueError: when `renderer` is "egl" and EGL does not work here.
         """
-        self._client = BulletClient(pybullet.DIRECT)
+        self._client = PhysicsClient()
         self._renderer = self._choose_renderer(renderer)
         client = self._client
         client.setGravity(0, 0, -9.81)
@@ -108,12 +107,11 @@ class Scene:
     @property
     def renderer(self) -> str:
         """Which renderer is in use, "egl" or "tiny"."""
-        return "egl" if self._renderer == pybullet.ER_BULLET_HARDWARE_OPENGL else "tiny"
+        return "egl" if self._renderer == self._client.ER_BULLET_HARDWARE_OPENGL else "tiny"
 
     def close(self) -> None:
-        """Disconnect from the physics server."""
-        if self._client.isConnected():
-            self._client.disconnect()
+        """End the physics server."""
+        self._client.close()
 
     def reset(
         self,
@@ -250,12 +248,14 @@ class Scene:
         return robot
 
     def _choose_renderer(self, renderer: Renderer) -> int:
-        tiny, hardware = pybullet.ER_TINY_RENDERER, pybullet.ER_BULLET_HARDWARE_OPENGL
-        if renderer == "tiny":
+        client = self._client
+        tiny, hardware = client.ER_TINY_RENDERER, client.ER_BULLET_HARDWARE_OPENGL
+        if renderer == "tiny" or (renderer == "auto" and not _has_gpu()):
             return int(tiny)
         plugin = importlib.util.find_spec("eglRenderer")
         if plugin is not None and plugin.origin is not None:
-            handle = self._client.loadPlugin(plugin.origin, "_eglRendererPlugin")
+            with silence():
+                handle = client.loadPlugin(plugin.origin, "_eglRendererPlugin")
             if handle >= 0:
                 return int(hardware)
         if renderer == "egl":
@@ -264,3 +264,8 @@ class Scene:
                 "renderer 'tiny'"
             )
         return int(tiny)
+
+
+def _has_gpu() -> bool:
+    """Whether OpenGL would run on a graphics card; in software it is slower than TinyRenderer."""
+    return any(any(Path("/dev").glob(pattern)) for pattern in ("dri/renderD*", "nvidia[0-9]*"))

@@ -4,6 +4,7 @@ Shape legend: A action dimensions (4, or 5 with yaw), E = 10, S = 8.
 """
 
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 import gymnasium
@@ -46,6 +47,8 @@ class Snapshot:
     yaw_rad: float
     steps: int
     finished: bool
+    random: dict[str, Any]
+    """State of the generator that draws the next start state."""
 
 
 class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
@@ -58,7 +61,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    state_names = (
+    state_names: tuple[str, ...] = (
         "hand_x_m",
         "hand_y_m",
         "hand_z_m",
@@ -68,7 +71,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         "hand_qw",
         "gripper_opening_m",
     )
-    environment_state_names = (
+    environment_state_names: tuple[str, ...] = (
         "cube_x_m",
         "cube_y_m",
         "cube_z_m",
@@ -102,7 +105,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         spaces: dict[str, gymnasium.Space[Any]] = {
             "state": _unbounded(len(self.state_names)),
             "environment_state": _unbounded(len(self.environment_state_names)),
-            "instruction": gymnasium.spaces.Text(64),
+            "instruction": gymnasium.spaces.Text(64, charset=ascii_lowercase + " "),
         }
         if config.cameras:
             spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(config.cameras, image))
@@ -157,12 +160,12 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             gripper_open=bool(action[-1] > 0),
         )
         self._steps += 1
-        success = self._succeeded(gripper_open=bool(action[-1] > 0))
+        success = self._succeeded()
         truncated = not success and self._steps >= self.config.max_steps
         self._finished = success or truncated
         return self._observe(), float(success), success, truncated, {"is_success": success}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The front camera's image."""
         return self._scene.render("front", self.config.image_size)
 
@@ -173,7 +176,12 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def snapshot(self) -> Snapshot:
         """The full present state."""
         return Snapshot(
-            self._scene.snapshot(), self._goal_m, self._yaw_rad, self._steps, self._finished
+            scene=self._scene.snapshot(),
+            goal_m=self._goal_m,
+            yaw_rad=self._yaw_rad,
+            steps=self._steps,
+            finished=self._finished,
+            random=dict(self.np_random.bit_generator.state),
         )
 
     def restore(self, snapshot: Snapshot) -> dict[str, Any]:
@@ -181,15 +189,19 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._scene.restore(snapshot.scene)
         self._goal_m, self._yaw_rad = snapshot.goal_m, snapshot.yaw_rad
         self._steps, self._finished = snapshot.steps, snapshot.finished
+        self.np_random.bit_generator.state = snapshot.random
         return self._observe()
 
-    def _succeeded(self, *, gripper_open: bool) -> bool:
+    def _succeeded(self) -> bool:
         cube_m, _ = self._scene.cube_pose()
+        opening_m = self._scene.gripper_opening_m()
         if self.config.task == "Lift":
-            return bool(cube_m[2] > LIFTED_M)
+            held = abs(opening_m - 2 * CUBE_HALF_M) < 0.01
+            return bool(held and cube_m[2] > LIFTED_M)
         inside = (np.abs(cube_m - self._goal_m)[:2] < GOAL_HALF_M).all()
         resting = cube_m[2] < CUBE_HALF_M + 0.005
-        return bool(inside and resting and gripper_open)
+        released = opening_m > 2 * CUBE_HALF_M + 0.01
+        return bool(inside and resting and released)
 
     def _observe(self) -> dict[str, Any]:
         hand_m, orientation = self._scene.hand_pose()

@@ -1,0 +1,118 @@
+"""Scripted demonstrations into a data set on disk."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from robot_qsft.datasets.features import Camera, DatasetInfo
+from robot_qsft.datasets.store import Dataset
+from robot_qsft.datasets.writer import DatasetWriter
+from robot_qsft.evaluate import write_json
+from robot_qsft.sim.environment import EnvironmentConfig, make_environment
+from robot_qsft.sim.recipes import Quality, attempts
+from robot_qsft.sim.rollouts import Rollout, rollouts
+
+SETTINGS = "collected.json"
+_COMMIT_EVERY = 500
+"""Episodes that an interruption can lose at most."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What is demonstrated, how well, and how often.
+
+    Attributes:
+        quality: recipe of the demonstrators.
+        episodes: how many.
+        environment: where.
+        seed: of the whole collection; episode i depends on it and i alone.
+        storage: "image" keeps camera frames exactly (PNG), "video" small (AV1, slightly lossy).
+    """
+
+    quality: Quality = "stitch"
+    episodes: int = 2400
+    environment: EnvironmentConfig = field(default_factory=lambda: EnvironmentConfig("Stitch"))
+    seed: int = 0
+    storage: Literal["image", "video"] = "image"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty collection.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+
+
+def collect(
+    config: CollectConfig,
+    path: Path,
+    *,
+    workers: int,
+    resume: bool,
+    progress: Callable[[Rollout], None],
+) -> Dataset:
+    """Collect demonstrations into a new data set at `path`.
+
+    Args:
+        config: what to collect.
+        path: folder of the data set.
+        workers: processes; 0 for one per core.
+        resume: go on with an interrupted collection of the same settings.
+        progress: told of every episode.
+
+    Raises:
+        ValueError: when something lies at `path` that this collection cannot continue.
+    """
+    done = _already_collected(config, path, resume=resume)
+    planned = attempts(
+        config.quality, config.environment, episodes=config.episodes, seed=config.seed
+    )
+    made = rollouts(planned[done:], workers=workers or os.cpu_count() or 1)
+    info = _info(config)
+    while done < config.episodes:
+        count = min(_COMMIT_EVERY, config.episodes - done)
+        with DatasetWriter(path, info=info, append=done > 0) as writer:
+            for rollout in islice(made, count):
+                writer.add_episode(rollout.episode)
+                progress(rollout)
+        if done == 0:
+            write_json(path / SETTINGS, asdict(config))
+        done += count
+    return Dataset.open(path)
+
+
+def _already_collected(config: CollectConfig, path: Path, *, resume: bool) -> int:
+    """Episodes at `path` that belong to this collection."""
+    if not path.exists():
+        return 0
+    settings = path / SETTINGS
+    if not resume:
+        raise ValueError(f"{path} exists already; add --resume, or choose another --out")
+    if not settings.is_file() or json.loads(settings.read_text()) != json.loads(
+        json.dumps(asdict(config))
+    ):
+        raise ValueError(
+            f"{path} was collected with other settings; repeat them, or choose another --out"
+        )
+    return len(Dataset.open(path))
+
+
+def _info(config: CollectConfig) -> DatasetInfo:
+    environment = make_environment(config.environment)
+    size = config.environment.image_size
+    return DatasetInfo(
+        fps=10,
+        action_names=environment.action_names,
+        state_names=environment.state_names,
+        environment_state_names=environment.environment_state_names,
+        cameras={
+            name: Camera(size, size, config.storage) for name in config.environment.cameras
+        },
+        robot_type="panda",
+    )

@@ -1,0 +1,88 @@
+"""What long work shows while it runs: progress bars, and TensorBoard logs of training."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+_LOG_EVERY = 20
+"""Steps between TensorBoard points."""
+
+console = Console()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A display of any number of bars; on a terminal live, elsewhere printed once at the end."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    ) as progress:
+        yield progress
+
+
+class Counter:
+    """One bar that counts successes among episodes."""
+
+    def __init__(self, progress: Progress, description: str, total: int):
+        """Add the bar."""
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, note="")
+        self._done = self._succeeded = 0
+
+    def add(self, success: bool) -> None:
+        """One more episode."""
+        self._done += 1
+        self._succeeded += success
+        note = f"{self._succeeded / self._done:.0%} succeed"
+        self._progress.update(self._task, advance=1, note=note)
+
+
+class TrainingDisplay:
+    """A bar and a TensorBoard log for one training run."""
+
+    def __init__(self, progress: Progress, description: str, total: int, run: Path):
+        """Add the bar and open the log in `run`."""
+        self._progress = progress
+        self._task: TaskID = progress.add_task(description, total=total, note="")
+        self._writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._validation = ""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A gradient step was taken."""
+        note = (
+            f"loss {metrics['loss']:.3f}{self._validation}, {1000 * metrics['step_s']:.0f} ms/step,"
+            f" data wait {metrics['data_wait_share']:.1%}"
+        )
+        self._progress.update(self._task, completed=step, note=note)
+        if step % _LOG_EVERY == 0:
+            self._log("train", step, metrics)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Losses on held-out episodes were computed."""
+        self._validation = f" (held out {metrics['loss']:.3f})"
+        self._log("validation", step, metrics)
+
+    def close(self) -> None:
+        """Flush the log."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+    def _log(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
