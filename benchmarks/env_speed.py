@@ -8,8 +8,10 @@ machine do not count. The variants take turns, block by block.
 import sys
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from report import Figure, at_least, mean_interval, publish, quick_from_command_line
 
 from robot_qsft.sim.environment import EnvironmentConfig, make_environment
@@ -53,7 +55,7 @@ def main() -> int:
     seeds = tuple(range(SEED, SEED + blocks))
     image, stock, blind = (np.array(variants[name].rates) for name in ("image", "stock", "blind"))
 
-    def parts(figure: str, samples: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> dict:
+    def parts(figure: str, samples: NDArray[np.float64]) -> dict[str, Any]:
         value, low, high = mean_interval(samples.tolist())
         return {
             "figure": figure,

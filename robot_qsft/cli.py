@@ -1,25 +1,21 @@
 """The command line: `robot-qsft COMMAND --help` lists every option with its default."""
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
 from robot_qsft.console import Counter, TrainingDisplay, console, progress_bar
-from robot_qsft.datasets.batches import TrainingData
-from robot_qsft.datasets.cache import TrainingCache
-from robot_qsft.datasets.split import split_episodes
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
 from robot_qsft.evaluate import (
-    Evaluation,
     EvaluationConfig,
     PolicyFactory,
     compare,
@@ -29,8 +25,9 @@ from robot_qsft.evaluate import (
 from robot_qsft.intervals import Estimate
 from robot_qsft.policies.checkpoint import read_description
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.environment import EnvironmentConfig, Task
 from robot_qsft.train import TrainConfig, train
+from robot_qsft.training_data import load_training_data
 from robot_qsft.training_state import latest_checkpoint
 
 _RECIPES = {
@@ -39,3 +36,188 @@ _RECIPES = {
     "paper-images": recipes.paper(recipes.images()),
     "paper-state": recipes.paper(recipes.state()),
 }
+_Recipe = tyro.extras.subcommand_type_from_defaults(_RECIPES, prefix_names=False)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Let scripted demonstrators, good and bad, fill a data set (LeRobot v3.0 layout).
+
+    Attributes:
+        out: folder of the new data set.
+        resume: go on with an interrupted collection of the same settings.
+        workers: processes; 0 for one per core.
+        config: what is demonstrated.
+    """
+
+    out: Path
+    resume: bool = False
+    workers: int = 0
+    config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
+
+    def run(self) -> int:
+        """Collect."""
+        with progress_bar() as progress:
+            counter = Counter(
+                progress, f"{self.config.quality} demonstrations", self.config.episodes
+            )
+            dataset = collect(
+                self.config,
+                self.out,
+                workers=self.workers,
+                resume=self.resume,
+                progress=lambda rollout: counter.add(rollout.episode.success),
+            )
+        console.print(f"{len(dataset)} episodes, {dataset.frame_count} frames in {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy from a data set; a recipe gives the defaults.
+
+    Attributes:
+        data: folder of the data set.
+        run_folder: folder of the training run.
+        recipe: where the defaults come from.
+        cameras: cameras to read; all of the data set's if left out, none for the state recipes.
+        image_size: height and width in pixels that frames are resized to.
+        resume: go on with an interrupted run of the same settings.
+    """
+
+    data: Path
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    recipe: Annotated[_Recipe, tyro.conf.arg(name="")]
+    cameras: tuple[str, ...] | None = None
+    image_size: int = 64
+    resume: bool = False
+
+    def run(self) -> int:
+        """Train."""
+        config: TrainConfig = self.recipe
+        dataset = Dataset.open(self.data)
+        cameras = self.cameras
+        if cameras is None:
+            cameras = () if config.environment_state else tuple(dataset.info.cameras)
+        with progress_bar() as progress:
+            data = load_training_data(
+                dataset,
+                cameras=cameras,
+                image_size=self.image_size,
+                validation_share=config.validation_share,
+                progress=progress,
+            )
+            display = TrainingDisplay(progress, config.method, config.steps, self.run_folder)
+            try:
+                folder = train(config, data, self.run_folder, progress=display, resume=self.resume)
+            finally:
+                display.close()
+        console.print(f"policy in {folder}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Try a trained policy on fixed start states in simulation.
+
+    Attributes:
+        run_folder: folder of the training run; its last checkpoint is tried.
+        name: of this evaluation; results go to RUN/evaluations/NAME.
+        against: results folder of another evaluation to compare with, paired by start state.
+        decoding: how actions are chosen; beta 0 is behaviour cloning.
+        task: what to do.
+        max_steps: control steps before a time-out.
+        config: where and how often.
+    """
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    name: str = "default"
+    against: Path | None = None
+    decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = field(
+        default_factory=DecodingConfig
+    )
+    task: Task = "Stitch"
+    max_steps: int = EnvironmentConfig.max_steps
+    config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=EvaluationConfig
+    )
+
+    def run(self) -> int:
+        """Evaluate."""
+        other = None if self.against is None else read_evaluation(self.against)
+        checkpoint = latest_checkpoint(self.run_folder)
+        spec = read_description(checkpoint)["spec"]
+        environment = EnvironmentConfig(
+            self.task,
+            cameras=tuple(spec["cameras"]),
+            image_size=spec["image_size"] or EnvironmentConfig.image_size,
+            max_steps=self.max_steps,
+        )
+        folder = self.run_folder / "evaluations" / self.name
+        with progress_bar() as progress:
+            counter = Counter(progress, self.name, self.config.episodes)
+            evaluation = evaluate(
+                PolicyFactory(str(checkpoint), self.decoding),
+                environment,
+                self.config,
+                folder,
+                settings={"checkpoint": checkpoint.name, "decoding": asdict(self.decoding)},
+                progress=lambda episode: counter.add(episode.success),
+            )
+        table = Table("", "success", "95% interval", "episodes")
+        _add_row(table, self.name, evaluation.rate())
+        if other is not None:
+            _add_row(table, str(self.against), other.rate())
+            _add_row(table, "difference", compare(evaluation, other))
+        console.print(table)
+        console.print(f"results in {folder}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Collect, train, evaluate and report, in minutes: mixed demonstrations to a better policy.
+
+    Attributes:
+        out: folder of everything; what an interrupted demo left there is gone on with.
+        config: how much of it.
+    """
+
+    out: Path = Path("runs/demo")
+    config: Annotated[DemoConfig, tyro.conf.arg(name="")] = field(default_factory=DemoConfig)
+
+    def run(self) -> int:
+        """Run the main job."""
+        run_demo(self.config, self.out)
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what of this machine works: renderers, bfloat16, GPU, video codecs."""
+
+    def run(self) -> int:
+        """Examine the machine."""
+        return print_findings(examine())
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends in one sentence and exit status 1."""
+    command = tyro.cli(
+        Collect | Train | Eval | Demo | Doctor,
+        prog="robot-qsft",
+        description=__doc__,
+    )
+    try:
+        sys.exit(command.run())
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command with --resume goes on from here")
+        sys.exit(130)
+
+
+def _add_row(table: Table, name: str, estimate: Estimate) -> None:
+    interval = f"{estimate.low:+.1%} … {estimate.high:+.1%}".replace("+", "")
+    table.add_row(name, f"{estimate.value:.1%}", interval, str(estimate.n))

@@ -111,8 +111,6 @@ def _info(config: CollectConfig) -> DatasetInfo:
         action_names=environment.action_names,
         state_names=environment.state_names,
         environment_state_names=environment.environment_state_names,
-        cameras={
-            name: Camera(size, size, config.storage) for name in config.environment.cameras
-        },
+        cameras={name: Camera(size, size, config.storage) for name in config.environment.cameras},
         robot_type="panda",
     )

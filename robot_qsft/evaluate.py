@@ -1,9 +1,7 @@
 """Success of a policy over fixed start states, and the comparison of two."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,17 +15,17 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.interface import ActionChunk, Observation, Policy, Vector
 from robot_qsft.film import write_mp4
 from robot_qsft.intervals import Estimate, paired_difference, wilson
+from robot_qsft.machine import versions
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 from robot_qsft.sim.environment import EnvironmentConfig
 from robot_qsft.sim.rollouts import Attempt, Rollout, rollouts
 
-FIRST_SEED = 1_000_000
+FIRST_SEED = 10_000_000
 """Start states of evaluations; demonstrations use other seeds."""
 
 RESULT = "result.json"
 EPISODES = "episodes.jsonl"
 SETTINGS = "settings.json"
-_PACKAGES = ("torch", "numpy", "pybullet", "gymnasium", "opencv-python-headless", "robot-qsft")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Evaluation:
 
     @property
     def successes(self) -> NDArray[np.bool_]:
-        """bool (n,)."""
+        """Bool (n,)."""
         return np.array([episode.success for episode in self.episodes])
 
     @property
@@ -193,9 +191,7 @@ def evaluate(
 
 def film(environment: EnvironmentConfig, episode: EpisodeResult, *, size: int) -> NDArray[np.uint8]:
     """Frames (T, size, size, 3) of an episode, by running its actions again from its seed."""
-    larger = EnvironmentConfig(
-        **{**asdict(environment), "cameras": ("front",), "image_size": size}
-    )
+    larger = EnvironmentConfig(**{**asdict(environment), "cameras": ("front",), "image_size": size})
     actions = np.array(episode.actions, np.float32)
     attempt = Attempt(larger, _Replay(actions.tobytes(), actions.shape), episode.seed)
     (rollout,) = rollouts([attempt], workers=1)
@@ -219,14 +215,6 @@ class _Replay:
         """All actions at once."""
         actions: Vector = np.frombuffer(self.buffer, np.float32).reshape(self.shape)
         return ActionChunk(actions)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a result."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    return found
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -24,9 +24,7 @@ def paper(base: TrainConfig) -> TrainConfig:
     """
     return replace(
         base,
-        network=replace(
-            base.network, trunks="separate", likelihood_heads=1, reject_token=False
-        ),
+        network=replace(base.network, trunks="separate", likelihood_heads=1, reject_token=False),
         objective=ObjectiveConfig(
             form="spread",
             backup="max",
@@ -47,5 +45,3 @@ def bc(base: TrainConfig) -> TrainConfig:
 def filtered_bc(base: TrainConfig) -> TrainConfig:
     """Behaviour cloning of the successful episodes only."""
     return replace(base, method="bc", episodes="successful")
-
-

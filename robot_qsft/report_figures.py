@@ -4,7 +4,7 @@ Shape legend: B bins, T steps, n points.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,16 @@ class Bin:
 def number(value: float, form: str = ".2f") -> str:
     """A number for reading, with a true minus sign; a dash where it is not finite."""
     return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
+
+
+def ticks(
+    ends: tuple[float, float], *, count: int, whole: bool = False
+) -> list[tuple[float, str]]:
+    """About `count` round numbers within two ends, with their text; `whole` ones where asked."""
+    low, high = ends
+    places = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)
+    spare = 1e-9 * (high - low)
+    return [(float(t), number(t, "g")) for t in places if low - spare <= t <= high + spare]
 
 
 def reliability_bins(
@@ -94,7 +104,7 @@ def reliability_chart(
     for b in bins:
         if math.isfinite(b.low):
             ends = [max(b.low, 0.0), min(b.high, 1.0)]
-            parts.append(axes.line([b.predicted] * 2, ends, "whisker"))
+            parts.append(axes.line([b.predicted] * 2, ends, "whisker-line"))
         note = (
             f"predicted {number(b.predicted)}, came to {number(b.actual)} "
             f"[{number(b.low)}, {number(b.high)}], {b.steps:,} steps"
@@ -186,6 +196,26 @@ def histogram(samples: Floats, *, name: str, colour: str) -> Markup:
     )
 
 
+def _heat_map(axes: "_Axes", x: Floats, y: Floats) -> Markup:
+    """Where the points (n,) in [0, 1] are, denser cells being darker, on a logarithmic scale."""
+    counts, _, _ = np.histogram2d(x, y, bins=_HEAT_CELLS, range=[[0, 1], [0, 1]])
+    full = math.log1p(counts.max())
+    cells = Markup("").join(
+        Markup(
+            '<rect class="heat" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
+            'fill-opacity="{:.2f}"/>'
+        ).format(
+            axes.x(column / _HEAT_CELLS),
+            axes.y((row + 1) / _HEAT_CELLS),
+            axes.x(1 / _HEAT_CELLS) - axes.x(0),
+            axes.y(0) - axes.y(1 / _HEAT_CELLS),
+            0.05 + 0.4 * math.log1p(counts[column, row]) / full,
+        )
+        for column, row in np.argwhere(counts)
+    )
+    return Markup('<g shape-rendering="crispEdges">{}</g>').format(cells)
+
+
 def outcome_strip(successes: NDArray[np.bool_], *, name: str, colour: str) -> Markup:
     """One cell per start state, bool (n,), filled where the task was solved."""
     n = len(successes)
@@ -198,7 +228,7 @@ def outcome_strip(successes: NDArray[np.bool_], *, name: str, colour: str) -> Ma
     )
     return Markup(
         '<svg class="strip-cells" viewBox="0 0 {} 1" preserveAspectRatio="none" role="img" '
-        'style="--c:{}"><title>{}: {} of {} start states solved</title>{}</svg>'
+        'style="--c:{}" aria-label="{}: {} of {} start states solved">{}</svg>'
     ).format(n, colour, name, int(successes.sum()), n, cells)
 
 
@@ -261,7 +291,7 @@ class _Axes:
         base, middle = self.y(self.y_range[0]), (self.left + self.width - self._right) / 2
         furniture = []
         if y_label:
-            for tick, text in _ticks(self.y_range, count=5):
+            for tick, text in ticks(self.y_range, count=5):
                 furniture.append(self.line(self.x_range, [tick, tick], "grid"))
                 furniture.append(_text(self.left - 8, self.y(tick) + 4.5, text, "end"))
             upright = f"translate(14 {(self._top + base) / 2:.0f}) rotate(-90)"
@@ -270,37 +300,23 @@ class _Axes:
                     upright, y_label
                 )
             )
-        for tick, text in _ticks(self.x_range, count=self.width // 80, whole=whole_x):
+        for tick, text in ticks(self.x_range, count=self.width // 80, whole=whole_x):
             furniture.append(_text(self.x(tick), base + 18, text, "middle"))
-        furniture.append(self.line(self.x_range, [self.y_range[0]] * 2, "axis"))
+        furniture.append(self.line(self.x_range, [self.y_range[0]] * 2, "axis-line"))
         furniture.append(
             Markup('<text class="label" text-anchor="middle" x="{:.0f}" y="{}">{}</text>').format(
                 middle, self.height - 8, x_label
             )
         )
         return Markup(
-            '<svg class="chart" viewBox="0 0 {} {}" role="img" style="--c:{}">'
-            "<title>{}</title>{}{}</svg>"
+            '<svg class="chart" viewBox="0 0 {} {}" role="img" style="--c:{}" '
+            'aria-label="{}">{}{}</svg>'
         ).format(
-            self.width, self.height, colour, title, Markup("").join(furniture), _joined(parts)
+            self.width, self.height, colour, title, Markup("").join(furniture), Markup("").join(parts)
         )
-
-
-def _joined(parts: Sequence[Markup]) -> Markup:
-    return Markup("").join(parts)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
         x, y, anchor, text
     )
-
-
-def ticks(
-    ends: tuple[float, float], *, count: int, write: Callable[[float], str]
-) -> list[tuple[float, str]]:
-    """Round numbers within two ends, with their text."""
-    low, high = ends
-    steps = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    spare = 1e-9 * (high - low)
-    return [(float(t), write(float(t))) for t in steps if low - spare <= t <= high + spare]
