@@ -181,7 +181,7 @@ class ChainSampler:
         """All chains in a random order: frames, successors within the epoch, counted."""
         rng = np.random.default_rng([self._seed, epoch])
         pieces = self._pieces(rng)
-        rng.shuffle(pieces)  # type: ignore[arg-type]
+        rng.shuffle(pieces)
         frames = np.concatenate([rows for rows, _ in pieces])
         counted = np.concatenate([is_counted for _, is_counted in pieces])
         starts = np.cumsum([0] + [len(rows) for rows, _ in pieces])

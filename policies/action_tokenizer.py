@@ -185,6 +185,7 @@ def _fit_dimension(column_N: Vector, config: TokenizerConfig) -> Dimension:
 def _encode_dimension(column_N: Vector, dimension: Dimension) -> NDArray[np.int64]:
     if dimension.discrete:
         centres = np.asarray(dimension.centres)
-        return np.abs(column_N[:, None] - centres).argmin(axis=1)
+        nearest: NDArray[np.int64] = np.abs(column_N[:, None] - centres).argmin(axis=1)
+        return nearest
     inner_edges = np.asarray(dimension.edges[1:-1])
     return np.searchsorted(inner_edges, column_N, side="right").astype(np.int64)

@@ -59,12 +59,8 @@ def load_policy(folder: Path) -> tuple[RTNetwork, ActionTokenizer, str]:
     try:
         config_json, spec_json = description["config"], description["spec"]
         config = RTConfig(**{**config_json, "stem_channels": tuple(config_json["stem_channels"])})
-        spec = PolicySpec(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in spec_json.items()
-            }
-        )
+        tuples = {name: tuple(spec_json[name]) for name in ("cameras", "bins", "discrete")}
+        spec = PolicySpec(**{**spec_json, **tuples})
         tokenizer = ActionTokenizer.from_json(description["action_tokenizer"])
         method = str(description["method"])
     except (KeyError, TypeError) as error:

@@ -35,6 +35,8 @@ class TokenHeads(nn.Module):
         ValueError: when `initial_value` is not strictly between 0 and 1.
     """
 
+    missing_DK: Tensor
+
     def __init__(
         self,
         *,

@@ -41,7 +41,7 @@ class RTConfig:
     width: int = 128
     layers: int = 3
     attention_heads: int = 4
-    stem_channels: tuple[int, int, int] = (32, 64, 128)
+    stem_channels: tuple[int, int, int] = (16, 32, 64)
     image_tokens: int = 8
     instruction_words: int = 0
     dropout: float = 0.1
@@ -116,6 +116,9 @@ class TokenInputs:
 
 class Trunk(nn.Module):
     """Observation and action tokens to hidden states."""
+
+    state_mean: Tensor
+    state_std: Tensor
 
     def __init__(self, config: RTConfig, spec: PolicySpec):
         super().__init__()

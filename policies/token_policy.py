@@ -114,7 +114,9 @@ class TokenPolicy:
 
     def _inputs(self, observation: Observation) -> TokenInputs:
         spec = self.spec
-        environment_state = observation.environment_state[: spec.environment_state_size]
+        environment_state = observation.environment_state
+        if spec.environment_state_size == 0:  # a simulator may tell more than this policy reads
+            environment_state = environment_state[:0]
         for name, vector, size in (
             ("state", observation.state, spec.state_size),
             ("environment_state", environment_state, spec.environment_state_size),
@@ -134,11 +136,14 @@ class TokenPolicy:
                 raise ValueError(
                     f"images[{camera}] must be uint8 {expected}, got {image.dtype} {image.shape}"
                 )
-            images[camera] = torch.from_numpy(image)[None].to(self._device)
+            # A copy, since torch takes neither read-only nor flipped arrays.
+            images[camera] = torch.from_numpy(image.copy())[None].to(self._device)
         words = word_tokens(observation.instruction, self._network.config.instruction_words)
         return TokenInputs(
-            state_BS=torch.from_numpy(observation.state)[None].to(self._device),
-            environment_state_BE=torch.from_numpy(environment_state)[None].to(self._device),
+            state_BS=torch.from_numpy(observation.state.astype(np.float32))[None].to(self._device),
+            environment_state_BE=torch.from_numpy(environment_state.astype(np.float32))[None].to(
+                self._device
+            ),
             words_BI=torch.from_numpy(words)[None].to(self._device),
             images=images,
         )

@@ -16,6 +16,8 @@ KeyValue: TypeAlias = tuple[Tensor, Tensor]
 class Block(nn.Module):
     """Pre-norm attention and feed-forward layers."""
 
+    future_TT: Tensor
+
     def __init__(self, *, width: int, attention_heads: int, dropout: float, max_tokens: int):
         super().__init__()
         self.attention_heads = attention_heads

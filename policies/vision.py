@@ -40,7 +40,8 @@ class ImageTokenizer(nn.Module):
         features_BCHW = self.stem(pixels_BCHW)
         features_BNC = self.norm(features_BCHW.flatten(2).transpose(1, 2) + self.position_NC)
         maps_BNM = self.attention(features_BNC).softmax(dim=1)
-        return self.project(maps_BNM.transpose(1, 2) @ features_BNC)
+        tokens_BMW: Tensor = self.project(maps_BNM.transpose(1, 2) @ features_BNC)
+        return tokens_BMW
 
 
 def random_shift(images_BHWC: Tensor, *, pixels: int, generator: torch.Generator) -> Tensor:

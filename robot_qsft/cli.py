@@ -11,7 +11,7 @@ from rich.table import Table
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
-from robot_qsft.console import Counter, TrainingDisplay, console, progress_bar
+from robot_qsft.console import Counter, TrainingDisplay, console, frame_bar, progress_bar
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
@@ -87,7 +87,7 @@ class Train:
 
     data: Path
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-    recipe: Annotated[_Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[_Recipe, tyro.conf.arg(name="")]  # type: ignore[valid-type]
     cameras: tuple[str, ...] | None = None
     image_size: int = 64
     resume: bool = False
@@ -105,7 +105,7 @@ class Train:
                 cameras=cameras,
                 image_size=self.image_size,
                 validation_share=config.validation_share,
-                progress=progress,
+                progress=frame_bar(progress),
             )
             display = TrainingDisplay(progress, config.method, config.steps, self.run_folder)
             try:

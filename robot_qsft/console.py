@@ -1,6 +1,6 @@
 """What long work shows while it runs: progress bars, and TensorBoard logs of training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,18 @@ class Counter:
         self._progress.update(self._task, advance=1, note=note)
 
 
+def frame_bar(progress: Progress) -> Callable[[int, int], None]:
+    """A bar that appears once frames are being decoded; call it with frames done and in all."""
+    tasks: list[TaskID] = []
+
+    def update(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(progress.add_task("decoding frames", total=total, note=""))
+        progress.update(tasks[0], completed=done)
+
+    return update
+
+
 class TrainingDisplay:
     """A bar and a TensorBoard log for one training run."""
 
@@ -61,7 +73,7 @@ class TrainingDisplay:
         """Add the bar and open the log in `run`."""
         self._progress = progress
         self._task: TaskID = progress.add_task(description, total=total, note="")
-        self._writer = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run / "tensorboard"))
         self._validation = ""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -81,8 +93,8 @@ class TrainingDisplay:
 
     def close(self) -> None:
         """Flush the log."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _log(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"{group}/{name}", value, step)

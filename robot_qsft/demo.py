@@ -11,8 +11,7 @@ from rich.table import Table
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
-from robot_qsft.console import Counter, TrainingDisplay, console, progress_bar
-from robot_qsft.datasets.batches import TrainingData
+from robot_qsft.console import Counter, console, progress_bar
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo_report import DemoMethod, demo_contents
 from robot_qsft.evaluate import (
@@ -27,8 +26,9 @@ from robot_qsft.machine import commit, peak_memory_bytes, processor, versions
 from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.report import write_report
 from robot_qsft.sim.environment import EnvironmentConfig
-from robot_qsft.train import TrainConfig, train
-from robot_qsft.training_data import load_training_data
+from robot_qsft.train import TrainConfig
+from robot_qsft.train_many import Job, train_many
+from robot_qsft.training_data import DataSource
 
 _ENVIRONMENT = EnvironmentConfig("Stitch", cameras=())
 
@@ -38,7 +38,7 @@ def _demonstrations() -> CollectConfig:
 
 
 def _training() -> TrainConfig:
-    return replace(recipes.state(), steps=3000, validate_every=500)
+    return replace(recipes.state(), steps=3000)
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,7 @@ def run_demo(config: DemoConfig, out: Path) -> None:
     try:
         with progress_bar() as progress:
             dataset = _collect(config, out, progress)
-            data = load_training_data(
-                dataset,
-                cameras=(),
-                image_size=EnvironmentConfig.image_size,
-                validation_share=config.training.validation_share,
-                progress=progress,
-            )
-            methods = _train_and_evaluate(config, data, out, progress)
+            methods = _train_and_evaluate(config, out, progress)
     finally:
         seconds = before_s + time.perf_counter() - started_s
         write_json(clock, seconds)
@@ -97,7 +90,13 @@ def run_demo(config: DemoConfig, out: Path) -> None:
     write_report(
         out / "report.html",
         demo_contents(
-            methods, difference, data.tables, dataset.info, config.training, _ENVIRONMENT, facts
+            methods,
+            difference,
+            dataset.tables(),
+            dataset.info,
+            config.training,
+            _ENVIRONMENT,
+            facts,
         ),
     )
     write_json(
@@ -135,13 +134,23 @@ def _collect(config: DemoConfig, out: Path, progress: Progress) -> Dataset:
     )
 
 
-def _train_and_evaluate(
-    config: DemoConfig, data: TrainingData, out: Path, progress: Progress
-) -> list[DemoMethod]:
+def _train_and_evaluate(config: DemoConfig, out: Path, progress: Progress) -> list[DemoMethod]:
     """BC (greedy, sampled), filtered BC and Q-SFT, in the order they are shown."""
-    qsft = _train(config.training, "Q-SFT", data, out / "qsft", progress)
-    filtered = _train(
-        recipes.filtered_bc(config.training), "filtered BC", data, out / "filtered-bc", progress
+    source = DataSource(
+        out / "data", (), EnvironmentConfig.image_size, config.training.validation_share
+    )
+    qsft, filtered = train_many(
+        [
+            Job("training Q-SFT", config.training, out / "qsft", source),
+            Job(
+                "training filtered BC",
+                recipes.filtered_bc(config.training),
+                out / "filtered-bc",
+                source,
+            ),
+        ],
+        workers=2,
+        progress=progress,
     )
     same_network = "behaviour head of the same network"
     planned = [
@@ -160,16 +169,6 @@ def _train_and_evaluate(
         evaluation = _evaluate(config, name, checkpoint, decoding, out, progress)
         methods.append(DemoMethod(name, description, evaluation))
     return methods
-
-
-def _train(
-    config: TrainConfig, name: str, data: TrainingData, run: Path, progress: Progress
-) -> Path:
-    display = TrainingDisplay(progress, f"training {name}", config.steps, run)
-    try:
-        return train(config, data, run, progress=display, resume=True)
-    finally:
-        display.close()
 
 
 def _evaluate(

@@ -81,8 +81,8 @@ def demo_contents(
 
 def discounted_returns(episode: EpisodeResult, discount: float) -> NDArray[np.float64]:
     """Return reached from every step of an episode that pays 1 on success, (T,)."""
-    ahead = np.arange(episode.steps - 1, -1, -1)
-    return discount**ahead if episode.success else np.zeros(episode.steps)
+    ahead = np.arange(episode.steps - 1, -1, -1, dtype=np.float64)
+    return float(episode.success) * discount**ahead
 
 
 def calibration(evaluation: Evaluation, discount: float) -> Calibration:

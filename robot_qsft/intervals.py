@@ -62,7 +62,7 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Es
         * (both + only_second)
         * (only_first + neither)
     )
-    covariance = both * neither - only_first * only_second
+    covariance: float = both * neither - only_first * only_second
     if covariance > 0:  # continuity correction
         covariance = max(covariance - n / 2, 0)
     correlation = covariance / math.sqrt(margins) if margins else 0.0
@@ -133,4 +133,5 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Ranks (n,); equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return ranks

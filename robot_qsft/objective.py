@@ -144,7 +144,8 @@ def spread_loss(log_p_HBDK: Tensor, targets_BDK: Tensor, weights_BD: Tensor) -> 
     """
     exists_BDK = log_p_HBDK[0] > MASKED_LOGIT / 2
     others_BDK = torch.where(exists_BDK, 1 - targets_BDK, 0.0)
-    others_BDK = others_BDK / (exists_BDK.sum(dim=-1, keepdim=True) - 1)
+    # A dimension of one bin has no others; its likelihood is 1 whatever the weight.
+    others_BDK = others_BDK / (exists_BDK.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
     weights_BD1 = weights_BD[..., None]
     mixed_BDK = weights_BD1 * targets_BDK + (1 - weights_BD1) * others_BDK
     return -(mixed_BDK * log_p_HBDK).sum(dim=-1)

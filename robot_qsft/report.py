@@ -203,7 +203,9 @@ class ReportContents:
         unknown = (mentioned | {film.method for film in self.films}) - set(names)
         assert not unknown, f"not among the methods: {sorted(unknown)}"
         counts = {len(method.successes) for method in self.methods}
-        assert len(counts) == 1, f"methods were tried on different numbers of start states: {counts}"
+        assert len(counts) == 1, (
+            f"methods were tried on different numbers of start states: {counts}"
+        )
 
 
 def write_report(path: Path, contents: ReportContents) -> None:
@@ -344,4 +346,4 @@ def _percent(share: float) -> str:
 
 def _points(difference: float) -> str:
     """0.62 is "+62", a difference in percentage points."""
-    return number(100 * difference, "+.0f") if round(100 * difference) else "0"
+    return "0" if abs(difference) < 0.005 else number(100 * difference, "+.0f")

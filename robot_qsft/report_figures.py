@@ -47,9 +47,7 @@ def number(value: float, form: str = ".2f") -> str:
     return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
 
 
-def ticks(
-    ends: tuple[float, float], *, count: int, whole: bool = False
-) -> list[tuple[float, str]]:
+def ticks(ends: tuple[float, float], *, count: int, whole: bool = False) -> list[tuple[float, str]]:
     """About `count` round numbers within two ends, with their text; `whole` ones where asked."""
     low, high = ends
     places = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)
@@ -57,10 +55,8 @@ def ticks(
     return [(float(t), number(t, "g")) for t in places if low - spare <= t <= high + spare]
 
 
-def reliability_bins(
-    predicted: Floats, actual: Floats, episodes: NDArray[np.integer]
-) -> list[Bin]:
-    """Mean return over ten equally wide bins of the predicted value, each (n,); empty ones left out.
+def reliability_bins(predicted: Floats, actual: Floats, episodes: NDArray[np.integer]) -> list[Bin]:
+    """Mean return over ten equally wide bins of the predicted value; arrays (n,), no empty bins.
 
     Steps of an episode go together, so the interval of a mean m over N steps of G episodes is
     m ± 1.96·√(G/(G−1)·Σ_g(Σ_{i∈g}(y_i − m))²)/N, the cluster-robust one (Liang & Zeger 1986,
@@ -312,7 +308,12 @@ class _Axes:
             '<svg class="chart" viewBox="0 0 {} {}" role="img" style="--c:{}" '
             'aria-label="{}">{}{}</svg>'
         ).format(
-            self.width, self.height, colour, title, Markup("").join(furniture), Markup("").join(parts)
+            self.width,
+            self.height,
+            colour,
+            title,
+            Markup("").join(furniture),
+            Markup("").join(parts),
         )
 
 

@@ -1,9 +1,10 @@
 """A data set made ready for training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.cache import TrainingCache
@@ -20,7 +21,7 @@ def load_training_data(
     cameras: Sequence[str],
     image_size: int,
     validation_share: float,
-    progress: Progress,
+    progress: Callable[[int, int], None] | None = None,
 ) -> TrainingData:
     """Decode frames once into the cache and hold out some episodes.
 
@@ -29,22 +30,49 @@ def load_training_data(
         cameras: which to read; none for training without images.
         image_size: height and width of the frames in pixels.
         validation_share: of the episodes, held out.
-        progress: shows the decoding.
+        progress: told of frames decoded and frames in all.
 
     Raises:
         ValueError: when the data set is damaged or has no such camera.
     """
-    task = progress.add_task("decoding frames", total=None, note="")
     cache = TrainingCache.open_or_build(
         dataset,
         image_size=(image_size, image_size),
         cameras=cameras,
-        progress=lambda done, total: progress.update(task, completed=done, total=total),
+        progress=progress,
     )
-    progress.remove_task(task)
     split = split_episodes(
         cache.tables,
         validation_fraction=validation_share,
         generator=np.random.default_rng(_SPLIT_SEED),
     )
     return TrainingData(cache.tables, cache.images, split.training, split.validation)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where training data comes from; calling it, in whichever process, loads the data.
+
+    Attributes:
+        path: folder of the data set.
+        cameras: which to read; () for training without images.
+        image_size: height and width of the frames in pixels.
+        validation_share: of the episodes, held out.
+        episodes: train on the first so many training episodes only; None for all.
+    """
+
+    path: Path
+    cameras: tuple[str, ...]
+    image_size: int
+    validation_share: float
+    episodes: int | None = None
+
+    def __call__(self) -> TrainingData:
+        """The data; see `load_training_data`."""
+        data = load_training_data(
+            Dataset.open(self.path),
+            cameras=self.cameras,
+            image_size=self.image_size,
+            validation_share=self.validation_share,
+        )
+        return replace(data, training=data.training[: self.episodes])
