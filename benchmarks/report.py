@@ -1,13 +1,10 @@
 """Figures that a benchmark measured: a table for the eye, a JSON file for the record."""
 
 import argparse
-import json
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from robot_qsft.evaluate import write_json
+from robot_qsft.machine import commit, processor, versions
+
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("robot-qsft", "torch", "numpy", "gymnasium", "pybullet", "pyarrow", "av")
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,20 @@ def quick_from_command_line(description: str) -> bool:
     return bool(parser.parse_args().quick)
 
 
-def publish(name: str, figures: Sequence[Figure], extra: dict[str, Any] | None = None) -> bool:
+def publish(
+    name: str,
+    figures: Sequence[Figure],
+    extra: dict[str, Any] | None = None,
+    *,
+    quick: bool = False,
+) -> bool:
     """Print the figures and write `benchmarks/results/NAME.json`; whether all bars are met.
 
     Args:
         name: of the benchmark.
         figures: what it measured.
         extra: more that belongs in the file, such as curves.
+        quick: rough figures, which are printed but not recorded.
     """
     table = Table("figure", "value", "95% interval", "n", "bar", "", title=name)
     for figure in figures:
@@ -84,52 +90,23 @@ def publish(name: str, figures: Sequence[Figure], extra: dict[str, Any] | None =
         row = (figure.figure, f"{figure.value:.4g}", interval, str(figure.n), figure.bar, mark)
         table.add_row(*row)
     Console().print(table)
-    record = {
-        "machine": _machine(),
-        "versions": _versions(),
-        "commit": _commit(),
-        "figures": [asdict(figure) for figure in figures],
-        **(extra or {}),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    scratch = path.with_suffix(".json.partial")
-    scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    scratch.replace(path)
+    if not quick:
+        record = {
+            "machine": _machine(),
+            "versions": versions(),
+            "commit": commit(),
+            "figures": [asdict(figure) for figure in figures],
+            **(extra or {}),
+        }
+        write_json(RESULTS / f"{name}.json", record)
     return all(figure.ok is not False for figure in figures)
 
 
 def _machine() -> dict[str, Any]:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(pages * page_bytes / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str:
-    """The commit that was measured, with "+" after it where files differ from it."""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-        return run.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "..", ":!results")
-    return (git("rev-parse", "HEAD") or "unknown") + ("+" if changed else "")

@@ -130,6 +130,17 @@ class SamplerConfig:
     batch_size: int = 128
     chain_rows: int = 8
 
+    def __post_init__(self) -> None:
+        """Refuse batches that could hold nothing but a successor.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
+        if self.chain_rows < 1:
+            raise ValueError(f"chain_rows must be at least 1, got {self.chain_rows}")
+
 
 class ChainSampler:
     """Endless batches; the i-th depends on the seed and i alone, so a run can be resumed anywhere.

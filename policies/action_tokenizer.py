@@ -175,7 +175,9 @@ def _fit_dimension(column_N: Vector, config: TokenizerConfig) -> Dimension:
         edges = np.linspace(low, high, config.bins + 1)
     else:
         levels = np.linspace(config.low_quantile, config.high_quantile, config.bins + 1)
-        edges = np.unique(np.quantile(column_N, levels))  # repeated values share one bin
+        edges = np.quantile(column_N, levels)
+        # Repeated values share one bin; equal up to rounding is a repetition too.
+        edges = edges[np.diff(edges, prepend=-np.inf) > 1e-6 * (high - low)]
         if len(edges) < 3:
             edges = np.linspace(low, high, config.bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2

@@ -31,11 +31,14 @@ class TokenHeads(nn.Module):
     Every likelihood head starts as a copy of the behaviour head with a little noise of its own,
     and a reject token so likely that Q = p / pi = `initial_value` everywhere: pessimistic.
 
+    All heads of a dimension lie side by side in one matrix, the behaviour head first and padded to
+    the width of the others, so that one product serves them all and Q-SFT acts as fast as BC.
+
     Raises:
         ValueError: when `initial_value` is not strictly between 0 and 1.
     """
 
-    missing_DK: Tensor
+    missing_DHV: Tensor
 
     def __init__(
         self,
@@ -50,24 +53,27 @@ class TokenHeads(nn.Module):
         if not 0 < initial_value < 1:
             raise ValueError(f"initial_value must lie between 0 and 1, got {initial_value}")
         dimensions, most = len(bins), max(bins)
-        self.reject_token = reject_token
-        behaviour_DWK = torch.randn(dimensions, width, most) * 0.02
-        noise_HDWK = torch.randn(likelihood_heads, dimensions, width, most) * 0.005
-        likelihood_HDWK = behaviour_DWK + noise_HDWK
-        self.behaviour_weight_DWK = nn.Parameter(behaviour_DWK)
-        self.behaviour_bias_DK = nn.Parameter(torch.zeros(dimensions, most))
+        self.bins = most
         outputs = most + reject_token
-        likelihood_weight = torch.zeros(likelihood_heads, dimensions, width, outputs)
-        likelihood_weight[..., :most] = likelihood_HDWK
-        likelihood_bias = torch.zeros(likelihood_heads, dimensions, outputs)
+        behaviour_DWK = torch.randn(dimensions, width, most) * 0.02
+        weight_DWHV = torch.zeros(dimensions, width, 1 + likelihood_heads, outputs)
+        weight_DWHV[..., :most] = behaviour_DWK[:, :, None]
+        weight_DWHV[:, :, 1:, :most] += (
+            torch.randn(dimensions, width, likelihood_heads, most) * 0.005
+        )
+        bias_DHV = torch.zeros(dimensions, 1 + likelihood_heads, outputs)
+        # True of outputs that stand for no token: bins beyond K_d, and reject under behaviour.
+        missing_DHV = torch.zeros(dimensions, 1 + likelihood_heads, outputs, dtype=torch.bool)
+        missing_DHV[..., :most] = (torch.arange(most) >= torch.tensor(bins)[:, None])[:, None]
         if reject_token:
             # logsumexp of the K_d existing bins is about log K_d at the start.
             odds = math.log((1 - initial_value) / initial_value)
-            likelihood_bias[..., -1] = torch.tensor([math.log(count) + odds for count in bins])
-        self.likelihood_weight_HDWV = nn.Parameter(likelihood_weight)
-        self.likelihood_bias_HDV = nn.Parameter(likelihood_bias)
-        missing_DK = torch.arange(most) >= torch.tensor(bins)[:, None]
-        self.register_buffer("missing_DK", missing_DK, persistent=False)
+            bias_DHV[..., -1] = torch.tensor([math.log(count) + odds for count in bins])[:, None]
+            missing_DHV[:, 0, -1] = True
+        self.weight_DWX = nn.Parameter(weight_DWHV.flatten(2))
+        self.bias_DX = nn.Parameter(bias_DHV.flatten(1))
+        self.outputs = outputs
+        self.register_buffer("missing_DHV", missing_DHV, persistent=False)
 
     def forward(
         self, hidden_BTW: Tensor, likelihood_hidden_BTW: Tensor, first: int = 0
@@ -79,23 +85,25 @@ class TokenHeads(nn.Module):
             likelihood_hidden_BTW: what the likelihood heads read; the same where trunks are shared.
             first: action dimension of the first token.
         """
+        both_HBTV = self._read(hidden_BTW, first, 0, None)
+        behaviour_BTK = both_HBTV[0, ..., : self.bins]
+        if likelihood_hidden_BTW is hidden_BTW:
+            return TokenLogProbabilities(behaviour_BTK, both_HBTV[1:])
+        likelihood_HBTV = self._read(likelihood_hidden_BTW, first, 1, None)
+        return TokenLogProbabilities(behaviour_BTK, likelihood_HBTV)
+
+    def behaviour(self, hidden_BTW: Tensor, first: int = 0) -> Tensor:
+        """Log-probabilities (B, T, K) of the behaviour head alone."""
+        return self._read(hidden_BTW, first, 0, 1)[0, ..., : self.bins]
+
+    def _read(self, hidden_BTW: Tensor, first: int, start: int, stop: int | None) -> Tensor:
+        """Normalised log-probabilities (H, B, T, V) of the heads `start` to `stop`."""
         dims = slice(first, first + hidden_BTW.shape[1])
-        missing_DK = self.missing_DK[dims]
-        behaviour_BDK = (
-            torch.einsum("btw,twk->btk", hidden_BTW.float(), self.behaviour_weight_DWK[dims])
-            + self.behaviour_bias_DK[dims]
-        ).masked_fill(missing_DK, MASKED_LOGIT)
-        likelihood_HBDV = (
-            torch.einsum(
-                "btw,htwv->hbtv",
-                likelihood_hidden_BTW.float(),
-                self.likelihood_weight_HDWV[:, dims],
-            )
-            + self.likelihood_bias_HDV[:, None, dims]
-        )
-        if self.reject_token:
-            missing_DK = torch.nn.functional.pad(missing_DK, (0, 1))
-        likelihood_HBDV = likelihood_HBDV.masked_fill(missing_DK, MASKED_LOGIT)
-        return TokenLogProbabilities(
-            behaviour_BDK.log_softmax(dim=-1), likelihood_HBDV.log_softmax(dim=-1)
-        )
+        missing_THV = self.missing_DHV[dims, start:stop]
+        heads = missing_THV.shape[1]
+        outputs = slice(start * self.outputs, (start + heads) * self.outputs)
+        weight_TWX, bias_TX = self.weight_DWX[dims, :, outputs], self.bias_DX[dims, outputs]
+        logits_TBX = torch.baddbmm(bias_TX[:, None], hidden_BTW.float().transpose(0, 1), weight_TWX)
+        logits_TBHV = logits_TBX.unflatten(-1, (heads, self.outputs))
+        logits_TBHV = logits_TBHV.masked_fill(missing_THV[:, None], MASKED_LOGIT)
+        return logits_TBHV.log_softmax(dim=-1).permute(2, 1, 0, 3)

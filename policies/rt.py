@@ -225,27 +225,35 @@ class Decoder:
     """Feeds action tokens one by one through the cache of an observation already read."""
 
     def __init__(self, network: RTNetwork, inputs: TokenInputs):
-        """Read the observation; `log_probabilities` of the first token are ready then."""
+        """Read the observation; the first token's log-probabilities can be asked for then."""
         self._network = network
         self._caches: list[list[KeyValue] | None] = [None] * len(network.trunks)
+        self._hidden: list[Tensor] = []
         self._dimension = 0
-        self.log_probabilities = self._advance([trunk.observe(inputs) for trunk in network.trunks])
+        self._advance([trunk.observe(inputs) for trunk in network.trunks])
+
+    def log_behaviour(self) -> Tensor:
+        """Log-probabilities (B, 1, K) of the next token under the behaviour head alone."""
+        return self._network.heads.behaviour(self._hidden[0], self._dimension)
+
+    def log_probabilities(self) -> TokenLogProbabilities:
+        """Log-probabilities of the next token under both heads, T = 1."""
+        log_probabilities: TokenLogProbabilities = self._network.heads(
+            self._hidden[0], self._hidden[-1], self._dimension
+        )
+        return log_probabilities
 
     def append(self, tokens_B: Tensor) -> None:
-        """Continue the action by one token; `log_probabilities` become those of the next."""
+        """Continue the action by one token."""
         tokens_B1 = tokens_B[:, None]
         embedded = [
             trunk.embed_actions(tokens_B1, self._dimension) for trunk in self._network.trunks
         ]
         self._dimension += 1
-        self.log_probabilities = self._advance(embedded)
+        self._advance(embedded)
 
-    def _advance(self, tokens: list[Tensor]) -> TokenLogProbabilities:
-        hidden = []
+    def _advance(self, tokens: list[Tensor]) -> None:
+        self._hidden = []
         for index, (trunk, tokens_BTW) in enumerate(zip(self._network.trunks, tokens, strict=True)):
             hidden_BTW, self._caches[index] = trunk.transformer(tokens_BTW, self._caches[index])
-            hidden.append(hidden_BTW[:, -1:])
-        log_probabilities: TokenLogProbabilities = self._network.heads(
-            hidden[0], hidden[-1], self._dimension
-        )
-        return log_probabilities
+            self._hidden.append(hidden_BTW[:, -1:])

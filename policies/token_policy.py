@@ -3,6 +3,7 @@
 Shape legend: A, D action dimensions (tokens), B batch (1), H likelihood heads, K bins.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.instructions import word_tokens
 from robot_qsft.policies.rt import Decoder, PolicySpec, RTNetwork, TokenInputs
-from robot_qsft.policies.values import Extraction, policy_logits, q_values
+from robot_qsft.policies.values import Extraction, q_values, tilt, tilting
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DecodingConfig:
             (where beta is not 0).
     """
 
-    beta: float = 8.0
+    beta: float = 16.0
     sample: bool = False
     extraction: Extraction = "ratio"
     support_threshold: float = 0.1
@@ -43,13 +44,23 @@ class DecodingConfig:
         """
         if not (self.beta >= 0 and np.isfinite(self.beta)):
             raise ValueError(f"beta must be finite and at least 0, got {self.beta}")
+        if not 0 <= self.support_threshold <= 1:
+            raise ValueError(f"support_threshold must lie in [0, 1], got {self.support_threshold}")
 
 
 class TokenPolicy:
     """A `Policy` over a token network: one forward pass reads the observation, D short ones act."""
 
-    def __init__(self, network: RTNetwork, tokenizer: ActionTokenizer, decoding: DecodingConfig):
-        """Act by `network` on its device."""
+    def __init__(
+        self,
+        network: RTNetwork,
+        tokenizer: ActionTokenizer,
+        decoding: DecodingConfig,
+        *,
+        has_values: bool,
+    ):
+        """Act by `network` on its device; without values, by its behaviour head alone."""
+        self._has_values = has_values
         self._network = network.eval()
         self._tokenizer = tokenizer
         self._decoding = decoding
@@ -63,8 +74,8 @@ class TokenPolicy:
         Raises:
             ValueError: when the checkpoint is missing or damaged.
         """
-        network, tokenizer, _ = load_policy(folder)
-        return cls(network, tokenizer, decoding)
+        network, tokenizer, method = load_policy(folder)
+        return cls(network, tokenizer, decoding, has_values=method == "qsft")
 
     @property
     def spec(self) -> PolicySpec:
@@ -77,31 +88,42 @@ class TokenPolicy:
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:
-        """Choose one action; its value is Q(s, a) of the whole action.
+        """Choose one action; its value is Q(s, a) of the whole action, None without values.
 
         Raises:
-            ValueError: when the observation lacks a camera, has another size, or holds NaN.
+            ValueError: when the observation lacks a camera, has another size, or holds NaN, or when
+                the network's output does.
         """
         decoder = Decoder(self._network, self._inputs(observation))
         tokens: list[Tensor] = []
-        log_probability = value = 0.0
+        log_probability, value = 0.0, None
+        last = len(self.spec.bins) - 1
         for dimension in range(len(self.spec.bins)):
             if tokens:
                 decoder.append(tokens[-1])
-            log_pi_11K = decoder.log_probabilities.behaviour_BDK
-            log_p_H11V = decoder.log_probabilities.likelihood_HBDV
-            logits_11K = policy_logits(
-                log_pi_11K,
-                log_p_H11V,
-                beta=self._decoding.beta,
-                threshold=self._decoding.support_threshold,
-                extraction=self._decoding.extraction,
-            )
-            token_B = self._choose(logits_11K[:, 0])
+            if not self._has_values:
+                log_pi_11K = decoder.log_behaviour()
+                token_B = self._choose(log_pi_11K[:, 0])
+            else:
+                both = decoder.log_probabilities()
+                log_pi_11K, log_p_H11V = both.behaviour_BDK, both.likelihood_HBDV
+                tilting_11K = tilting(log_pi_11K, log_p_H11V, self._decoding.extraction)
+                logits_11K = tilt(
+                    log_pi_11K,
+                    tilting_11K,
+                    beta=self._decoding.beta,
+                    threshold=self._decoding.support_threshold,
+                )
+                token_B = self._choose(logits_11K[:, 0])
+                if dimension == last:
+                    value = float(q_values(log_pi_11K, log_p_H11V)[0, 0, token_B[0]])
             tokens.append(token_B)
             log_probability += float(log_pi_11K[0, 0, token_B[0]])
-            if dimension == len(self.spec.bins) - 1:
-                value = float(q_values(log_pi_11K, log_p_H11V)[0, 0, token_B[0]])
+        if not math.isfinite(log_probability) or not math.isfinite(value or 0.0):
+            raise ValueError(
+                "the network's output holds NaN, which no action stands for; its training diverged "
+                "or its checkpoint is damaged"
+            )
         action_1A = self._tokenizer.decode(torch.stack(tokens, dim=1).cpu().numpy())
         return ActionChunk(action_1A, value, log_probability)
 

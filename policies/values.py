@@ -6,6 +6,7 @@ With a reject token the weighted cross-entropy of Q-SFT (Hong, Dragan and Levine
 arXiv 2411.05193) has the minimiser p(a|s) = Q(s, a) * pi(a|s), so Q = p / pi.
 """
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,21 +19,15 @@ MASKED_LOGIT = -1e9
 """Logit of a bin that does not exist; finite, so that 0 * logit stays 0."""
 
 
-def log_ratios(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
-    """Log p(a|s) - log pi(a|s) for every head, (H, B, D, K), from normalised log-probabilities.
-
-    `log_p_HBDV` may come without the reject token (V = K), as in the paper's Eq. 3.
-    """
-    return log_p_HBDV[..., : log_pi_BDK.shape[-1]] - log_pi_BDK
-
-
 def q_values(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
     """Q(s, a) = p(a|s) / pi(a|s), the smallest of the heads, clipped to [0, 1], (B, D, K).
 
-    The minimum of two estimates counters the optimism of maximising over noisy ratios (Fujimoto
-    et al. 2018, arXiv 1802.09477, Eq. 10). Clipping before `exp` keeps an unsupported bin finite.
+    `log_p_HBDV` may come without the reject token (V = K), as in the paper's Eq. 3. The minimum of
+    two estimates counters the optimism of maximising over noisy ratios (Fujimoto et al. 2018,
+    arXiv 1802.09477, Eq. 10). Clipping before `exp` keeps an unsupported bin finite.
     """
-    return log_ratios(log_pi_BDK, log_p_HBDV).amin(dim=0).clamp(max=0.0).exp()
+    least_BDK = log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0)
+    return (least_BDK - log_pi_BDK).clamp(max=0.0).exp()
 
 
 def support(log_pi_BDK: Tensor, threshold: float) -> Tensor:
@@ -40,10 +35,9 @@ def support(log_pi_BDK: Tensor, threshold: float) -> Tensor:
 
     Outside it p / pi is a ratio of two small numbers, that is, noise.
     """
-    best_BD1 = log_pi_BDK.amax(dim=-1, keepdim=True)
     if threshold == 0:
         return log_pi_BDK > MASKED_LOGIT / 2
-    return log_pi_BDK >= best_BD1 + torch.log(log_pi_BDK.new_tensor(threshold))
+    return log_pi_BDK >= log_pi_BDK.amax(dim=-1, keepdim=True) + math.log(threshold)
 
 
 def soft_value(log_pi_BDK: Tensor, q_BDK: Tensor, *, beta: float, threshold: float) -> Tensor:
@@ -63,33 +57,23 @@ def max_value(log_pi_BDK: Tensor, q_BDK: Tensor, *, threshold: float) -> Tensor:
 def tilt(log_pi_BDK: Tensor, q_BDK: Tensor, *, beta: float, threshold: float) -> Tensor:
     """Logits of pi(a|s) exp(beta Q(s, a)) on the support, (B, D, K).
 
-    beta = 0 is behaviour cloning to the bit: without a tilt there is nothing to guard against, so
-    no bin is masked.
+    beta = 0 gives `log_pi_BDK` itself: without a tilt there is nothing to guard against, so no bin
+    is masked.
     """
     if beta == 0:
         return log_pi_BDK
-    tilted_BDK = log_pi_BDK + beta * q_BDK
+    tilted_BDK = torch.add(log_pi_BDK, q_BDK, alpha=beta)
     return tilted_BDK.masked_fill(~support(log_pi_BDK, threshold), MASKED_LOGIT)
 
 
-def policy_logits(
-    log_pi_BDK: Tensor,
-    log_p_HBDV: Tensor,
-    *,
-    beta: float,
-    threshold: float,
-    extraction: Extraction,
-) -> Tensor:
-    """Logits that the robot acts by, (B, D, K).
+def tilting(log_pi_BDK: Tensor, log_p_HBDV: Tensor, extraction: Extraction) -> Tensor:
+    """What the policy is tilted by, (B, D, K): "ratio" Q = p / pi, or "paper" p itself.
 
-    "ratio" tilts by Q = p / pi; "paper" by p itself, pi exp(beta p) (paper, Algorithm 1), which
-    sees Q scaled by pi.
+    The paper's Algorithm 1 acts by pi exp(beta p), which sees Q scaled by pi.
     """
     if extraction == "ratio":
-        tilting_BDK = q_values(log_pi_BDK, log_p_HBDV)
-    else:
-        tilting_BDK = log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0).exp()
-    return tilt(log_pi_BDK, tilting_BDK, beta=beta, threshold=threshold)
+        return q_values(log_pi_BDK, log_p_HBDV)
+    return log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0).exp()
 
 
 def demonstrator_value(log_p_HBDV: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The command line: `robot-qsft COMMAND --help` lists every option with its default."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from rich.table import Table
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
 from robot_qsft.console import Counter, TrainingDisplay, console, frame_bar, progress_bar
+from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
@@ -23,10 +25,11 @@ from robot_qsft.evaluate import (
     read_evaluation,
 )
 from robot_qsft.intervals import Estimate
-from robot_qsft.policies.checkpoint import read_description
+from robot_qsft.policies.action_tokenizer import ActionTokenizer
+from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.sim.environment import EnvironmentConfig, Task
-from robot_qsft.train import TrainConfig, train
+from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
 from robot_qsft.training_state import latest_checkpoint
 
@@ -107,6 +110,8 @@ class Train:
                 validation_share=config.validation_share,
                 progress=frame_bar(progress),
             )
+            if clipped := _clipped(config, data, dataset.info.action_names):
+                console.print(clipped, soft_wrap=True)
             display = TrainingDisplay(progress, config.method, config.steps, self.run_folder)
             try:
                 folder = train(config, data, self.run_folder, progress=display, resume=self.resume)
@@ -146,11 +151,11 @@ class Eval:
         """Evaluate."""
         other = None if self.against is None else read_evaluation(self.against)
         checkpoint = latest_checkpoint(self.run_folder)
-        spec = read_description(checkpoint)["spec"]
+        spec = load_policy(checkpoint)[0].spec
         environment = EnvironmentConfig(
             self.task,
-            cameras=tuple(spec["cameras"]),
-            image_size=spec["image_size"] or EnvironmentConfig.image_size,
+            cameras=spec.cameras,
+            image_size=spec.image_size or EnvironmentConfig.image_size,
             max_steps=self.max_steps,
         )
         folder = self.run_folder / "evaluations" / self.name
@@ -201,21 +206,41 @@ class Doctor:
         return print_findings(examine())
 
 
-def main() -> None:
-    """Run the command line; what a user can mend ends in one sentence and exit status 1."""
-    command = tyro.cli(
-        Collect | Train | Eval | Demo | Doctor,
-        prog="robot-qsft",
-        description=__doc__,
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what a user can mend ends in one sentence and exit status 1.
+
+    Args:
+        arguments: those of the process if None.
+    """
     try:
+        command = tyro.cli(
+            Collect | Train | Eval | Demo | Doctor,
+            prog="robot-qsft",
+            description=__doc__,
+            args=arguments,
+        )
         sys.exit(command.run())
     except (ValueError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command with --resume goes on from here")
+        console.print(
+            "interrupted; the same command (collect and train: with --resume) goes on from here"
+        )
         sys.exit(130)
+
+
+def _clipped(config: TrainConfig, data: TrainingData, names: Sequence[str]) -> str:
+    """How many action values lie beyond the bins, in one sentence; "" when none does."""
+    actions = data.tables.actions[rows_of(data.tables, chosen_episodes(config, data))]
+    clipped = ActionTokenizer.fit(actions, config.tokenizer).count_clipped(actions)
+    if not clipped.any():
+        return ""
+    counts = ", ".join(f"{name}: {n}" for name, n in zip(names, clipped, strict=True) if n)
+    return (
+        f"{clipped.sum()} of {actions.size} action values lie beyond the bins' bounds and are "
+        f"clipped ({counts})"
+    )
 
 
 def _add_row(table: Table, name: str, estimate: Estimate) -> None:

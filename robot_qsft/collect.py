@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.store import Dataset
@@ -18,7 +20,7 @@ from robot_qsft.sim.rollouts import Rollout, rollouts
 
 SETTINGS = "collected.json"
 _COMMIT_EVERY = 500
-"""Episodes that an interruption can lose at most."""
+"""Episodes between two points that an interrupted collection can go on from."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class CollectConfig:
 
     quality: Quality = "stitch"
     episodes: int = 2400
-    environment: EnvironmentConfig = field(default_factory=lambda: EnvironmentConfig("Stitch"))
+    environment: Annotated[EnvironmentConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: EnvironmentConfig("Stitch")
+    )
     seed: int = 0
     storage: Literal["image", "video"] = "image"
 
@@ -56,6 +60,7 @@ def collect(
     workers: int,
     resume: bool,
     progress: Callable[[Rollout], None],
+    commit_every: int = _COMMIT_EVERY,
 ) -> Dataset:
     """Collect demonstrations into a new data set at `path`.
 
@@ -65,6 +70,7 @@ def collect(
         workers: processes; 0 for one per core.
         resume: go on with an interrupted collection of the same settings.
         progress: told of every episode.
+        commit_every: episodes that an interruption can lose at most.
 
     Raises:
         ValueError: when something lies at `path` that this collection cannot continue.
@@ -76,13 +82,13 @@ def collect(
     made = rollouts(planned[done:], workers=workers or os.cpu_count() or 1)
     info = _info(config)
     while done < config.episodes:
-        count = min(_COMMIT_EVERY, config.episodes - done)
+        count = min(commit_every, config.episodes - done)
         with DatasetWriter(path, info=info, append=done > 0) as writer:
             for rollout in islice(made, count):
                 writer.add_episode(rollout.episode)
                 progress(rollout)
-        if done == 0:
-            write_json(path / SETTINGS, asdict(config))
+            if done == 0:  # before the data set is there, so that it never is without
+                write_json(path / SETTINGS, asdict(config))
         done += count
     return Dataset.open(path)
 
@@ -94,6 +100,9 @@ def _already_collected(config: CollectConfig, path: Path, *, resume: bool) -> in
     settings = path / SETTINGS
     if not resume:
         raise ValueError(f"{path} exists already; add --resume, or choose another --out")
+    if not (path / "meta/info.json").is_file():  # interrupted before anything was put in place
+        settings.unlink(missing_ok=True)
+        return 0
     if not settings.is_file() or json.loads(settings.read_text()) != json.loads(
         json.dumps(asdict(config))
     ):

@@ -70,10 +70,11 @@ class TrainingDisplay:
     """A bar and a TensorBoard log for one training run."""
 
     def __init__(self, progress: Progress, description: str, total: int, run: Path):
-        """Add the bar and open the log in `run`."""
+        """Add the bar; the log in `run` begins with the first point, so a refused run has none."""
         self._progress = progress
         self._task: TaskID = progress.add_task(description, total=total, note="")
-        self._writer = SummaryWriter(str(run / "tensorboard"))
+        self._log_folder = run / "tensorboard"
+        self._writer: SummaryWriter | None = None
         self._validation = ""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -93,8 +94,11 @@ class TrainingDisplay:
 
     def close(self) -> None:
         """Flush the log."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _log(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._log_folder))
         for name, value in metrics.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)

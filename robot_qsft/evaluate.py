@@ -221,7 +221,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     temporary.rename(path)
 
 
@@ -233,7 +233,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     """
     if not (folder / RESULT).is_file():
         raise ValueError(f"{folder} holds no finished evaluation; run robot-qsft eval first")
-    return Evaluation(tuple(sorted(_lines(folder / EPISODES), key=lambda episode: episode.seed)))
+    try:
+        result = json.loads((folder / RESULT).read_text())
+        seeds = range(result["first_seed"], result["first_seed"] + result["n"])
+        episodes = {episode.seed: episode for episode in _lines(folder / EPISODES)}
+        return Evaluation(tuple(episodes[seed] for seed in seeds))
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"the evaluation in {folder} is damaged ({error}); run it again") from None
 
 
 def _resume(folder: Path, settings: dict[str, Any]) -> dict[int, EpisodeResult]:
@@ -248,8 +254,8 @@ def _resume(folder: Path, settings: dict[str, Any]) -> dict[int, EpisodeResult]:
     changed = sorted(key for key in settings if settings[key] != before.get(key))
     if changed:
         raise ValueError(
-            f"{folder} holds results with another {', '.join(changed)}; delete it, or choose "
-            "another --name"
+            f"{folder} holds results with another {', '.join(changed)}; delete it, or write to "
+            "another folder (eval: another --name)"
         )
     return {episode.seed: episode for episode in _lines(folder / EPISODES)}
 

@@ -188,7 +188,7 @@ def losses(
     # Only the last token of an action looks n steps on.
     known_CD = torch.ones_like(weights_CD)
     known_CD[:, -1] = (batch.successors_B[counted_C] != NO_SUCCESSOR).float()
-    likelihood = (likelihood_HCD * known_CD).sum() / known_CD.sum()
+    likelihood = (likelihood_HCD * known_CD).sum() / known_CD.sum().clamp(min=1)
     return Losses(
         behaviour + likelihood, behaviour.detach(), likelihood.detach(), weights_CD[:, 0].mean()
     )

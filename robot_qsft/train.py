@@ -30,6 +30,7 @@ from robot_qsft.datasets.tables import Tables
 from robot_qsft.learning_step import Collator, Losses, Method, losses
 from robot_qsft.objective import ObjectiveConfig, smoothing_kernels
 from robot_qsft.policies.action_tokenizer import ActionTokenizer, TokenizerConfig
+from robot_qsft.policies.checkpoint import read_description
 from robot_qsft.policies.instructions import word_tokens
 from robot_qsft.policies.rt import PolicySpec, RTConfig, RTNetwork
 from robot_qsft.precision import use_bfloat16
@@ -85,7 +86,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     steps: int = 6000
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -98,6 +99,19 @@ class TrainConfig:
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a run of nothing.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        for name in ("steps", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "shift_pixels", "validation_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 class Progress(Protocol):
@@ -124,13 +138,11 @@ def train(
     device = choose_device(config.device)
     autocast = use_bfloat16(config.precision, device)
     episodes = chosen_episodes(config, data)
-    rows = _rows(data.tables, episodes)
+    rows = rows_of(data.tables, episodes)
     tokenizer = ActionTokenizer.fit(data.tables.actions[rows], config.tokenizer)
     spec = policy_spec(config, data, tokenizer)
     torch.manual_seed(config.seed)
     state = new_state(config, spec, data.tables, rows, device)
-    start_run(run, config, state, resume=resume)
-
     returns = n_step_returns(
         data.tables.rewards,
         data.tables.episode_starts,
@@ -165,7 +177,10 @@ def train(
         )
 
     held_out = _validation_batches(config, data, sampler)
-    prefetcher = Prefetcher(sampler(episodes, config.sampler).batches(state.step))
+    training = sampler(episodes, config.sampler)
+    # All that can be refused has been by now, so a refused run leaves nothing behind.
+    start_run(run, config, state, tokenizer, resume=resume)
+    prefetcher = Prefetcher(training.batches(state.step))
     started_s = time.perf_counter()
     first_step = state.step
     try:
@@ -173,7 +188,7 @@ def train(
             batch = next(prefetcher)
             state.network.train()
             step_losses = compute(batch, shift_pixels=config.shift_pixels)
-            _descend(config, state, step_losses.total)
+            descend(config, state, step_losses.total)
             state.step += 1
             elapsed_s = time.perf_counter() - started_s
             progress.step(
@@ -203,13 +218,17 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a GPU where there is one.
 
     Raises:
-        ValueError: when CUDA is asked for and missing.
+        ValueError: when there is no such device, or CUDA is asked for and missing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or auto, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU; use --device cpu")
-    return torch.device(name)
+    return device
 
 
 def policy_spec(config: TrainConfig, data: TrainingData, tokenizer: ActionTokenizer) -> PolicySpec:
@@ -279,7 +298,14 @@ def collator(
     )
 
 
-def start_run(run: Path, config: TrainConfig, state: TrainingState, *, resume: bool) -> None:
+def start_run(
+    run: Path,
+    config: TrainConfig,
+    state: TrainingState,
+    tokenizer: ActionTokenizer,
+    *,
+    resume: bool,
+) -> None:
     """Make the run's folder, or continue from its last checkpoint.
 
     Raises:
@@ -290,7 +316,10 @@ def start_run(run: Path, config: TrainConfig, state: TrainingState, *, resume: b
     if description.is_file():
         if not resume:
             raise ValueError(f"{run} exists already; add --resume, or choose another --run")
-        before = json.loads(description.read_text())
+        try:
+            before = json.loads(description.read_text())
+        except ValueError as error:
+            raise ValueError(f"{description} is damaged ({error}); choose another --run") from None
         changed = sorted(key for key in settings if settings[key] != before.get(key))
         if changed:
             raise ValueError(
@@ -298,12 +327,25 @@ def start_run(run: Path, config: TrainConfig, state: TrainingState, *, resume: b
                 "configuration, or choose another --run"
             )
         if any((run / "checkpoints").glob("step-*")):
-            load_checkpoint(latest_checkpoint(run), state)
+            checkpoint = latest_checkpoint(run)
+            load_checkpoint(checkpoint, state)
+            _check_same_data(checkpoint, state.network.spec, tokenizer)
         return
     run.mkdir(parents=True, exist_ok=True)
     temporary = description.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=1))
     temporary.rename(description)
+
+
+def _check_same_data(checkpoint: Path, spec: PolicySpec, tokenizer: ActionTokenizer) -> None:
+    description = read_description(checkpoint)
+    now = {"spec": asdict(spec), "action_tokenizer": tokenizer.to_json()}
+    changed = [key for key in now if json.loads(json.dumps(now[key])) != description.get(key)]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} was trained on other data or cameras ({', '.join(changed)} differ); "
+            "resume with the same --data, --cameras and --image-size, or choose another --run"
+        )
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -314,7 +356,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _descend(config: TrainConfig, state: TrainingState, loss: torch.Tensor) -> None:
+def descend(config: TrainConfig, state: TrainingState, loss: torch.Tensor) -> None:
     """One optimizer step, then the target network follows."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(config, state.step)
@@ -348,7 +390,7 @@ def chosen_episodes(config: TrainConfig, data: TrainingData) -> NDArray[np.int64
     return successful
 
 
-def _rows(tables: Tables, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_of(tables: Tables, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frames of the given episodes."""
     starts, lengths = tables.episode_starts[episodes], tables.episode_lengths[episodes]
     return np.concatenate(
@@ -364,7 +406,7 @@ def _validation_batches(
     """The same few held-out batches every time; none where too little is held out for one."""
     frames = int(data.tables.episode_lengths[data.validation].sum())
     size = min(config.sampler.batch_size, frames)
-    if size == 0:
+    if size < 2:
         return []
     batches = sampler(data.validation, replace(config.sampler, batch_size=size)).batches()
     return list(islice(batches, min(config.validation_batches, max(1, frames // size))))

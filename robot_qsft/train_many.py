@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from rich.progress import Progress
 
 from robot_qsft.console import TrainingDisplay
 from robot_qsft.datasets.batches import TrainingData
+from robot_qsft.sim.rollouts import start_worker
 from robot_qsft.train import TrainConfig, train
 
 DataLoader = Callable[[], TrainingData]
@@ -52,19 +54,27 @@ def train_many(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list
         progress: shows a bar per job.
 
     Raises:
-        ValueError: what `train` raises.
+        ValueError: what `train` raises; the other jobs stop then, ready to be resumed.
     """
     context = multiprocessing.get_context("spawn")
     messages: SimpleQueue[_Message | None] = context.SimpleQueue()
+    stop = context.Event()
     displays = [TrainingDisplay(progress, job.name, job.config.steps, job.run) for job in jobs]
     listener = threading.Thread(target=_listen, args=(messages, displays), daemon=True)
     listener.start()
     threads = max(1, (os.cpu_count() or 1) // workers)
     try:
         with ProcessPoolExecutor(
-            workers, context, initializer=_start_worker, initargs=(messages, threads)
+            workers, context, initializer=_start_worker, initargs=(messages, stop, threads)
         ) as pool:
             futures = [pool.submit(_train, index, job) for index, job in enumerate(jobs)]
+            try:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
             return [future.result() for future in futures]
     finally:
         messages.put(None)
@@ -75,11 +85,18 @@ def train_many(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list
 
 _messages: "SimpleQueue[_Message | None] | None" = None
 """In a worker process: where it reports to."""
+_stop: Event | None = None
+"""In a worker process: whether the parent has no more use for it."""
 
 
-def _start_worker(messages: "SimpleQueue[_Message | None]", threads: int) -> None:
-    global _messages
-    _messages = messages
+class _StoppedError(Exception):
+    """The parent asked this worker to stop."""
+
+
+def _start_worker(messages: "SimpleQueue[_Message | None]", stop: Event, threads: int) -> None:
+    global _messages, _stop
+    start_worker()
+    _messages, _stop = messages, stop
     torch.set_num_threads(threads)
 
 
@@ -96,6 +113,9 @@ class _Reporter:
         self._index = index
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert _stop is not None, "only worker processes report"
+        if _stop.is_set():
+            raise _StoppedError
         if step % self._EVERY == 0:
             self._send("step", step, metrics)
 

@@ -35,6 +35,8 @@ def load_training_data(
     Raises:
         ValueError: when the data set is damaged or has no such camera.
     """
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
     cache = TrainingCache.open_or_build(
         dataset,
         image_size=(image_size, image_size),

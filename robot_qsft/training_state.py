@@ -55,10 +55,10 @@ def latest_checkpoint(run: Path) -> Path:
     Raises:
         ValueError: when the run has none.
     """
-    found = sorted((run / "checkpoints").glob(f"{_STEP_PREFIX}[0-9]*"))
+    found = list((run / "checkpoints").glob(f"{_STEP_PREFIX}[0-9]*"))
     if not found:
         raise ValueError(f"{run} holds no checkpoint; train it first: robot-qsft train --run {run}")
-    return found[-1]
+    return max(found, key=lambda folder: int(folder.name.removeprefix(_STEP_PREFIX)))
 
 
 def save_checkpoint(
@@ -69,15 +69,26 @@ def save_checkpoint(
     method: str,
     trained: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of the current step and return its folder."""
+    """Write the checkpoint of the current step and return its folder.
+
+    Raises:
+        OSError: when it cannot be written; nothing is left of it then.
+    """
     folder = checkpoint_folder(run, state.step)
+    for leftover in folder.parent.glob(f".{_STEP_PREFIX}*"):  # of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_policy(temporary, state.target, tokenizer, method=method, trained=trained)
-    save_file(_tensors(state), temporary / TRAINING, metadata={"step": json.dumps(state.step)})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        save_policy(temporary, state.target, tokenizer, method=method, trained=trained)
+        save_file(_tensors(state), temporary / TRAINING, metadata={"step": json.dumps(state.step)})
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"{folder} cannot be written ({error}); free some space, then go on with --resume"
+        ) from error
     return folder
 
 
@@ -93,7 +104,10 @@ def load_checkpoint(folder: Path, state: TrainingState) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state.step = int(json.loads((file.metadata() or {})["step"]))
     except (FileNotFoundError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); delete {folder}") from None
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); delete {folder} to go on from the checkpoint "
+            "before"
+        ) from None
     for prefix, module in (("network", state.network), ("target", state.target)):
         part = _part(tensors, prefix)
         expected = {name: tensor.shape for name, tensor in module.state_dict().items()}

@@ -6,6 +6,7 @@ Shape legend: T steps.
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -74,7 +75,8 @@ def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
         workers: processes; 1 runs in this one.
 
     Raises:
-        RuntimeError: when an attempt fails, naming its seed and cause.
+        ValueError: when a policy or environment refuses what it is given, naming the seed.
+        RuntimeError: when an attempt fails otherwise, naming its seed and cause.
     """
     if workers <= 1:
         yield from map(_run, attempts)
@@ -84,7 +86,7 @@ def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
     with (
         _single_threaded_children(),
         ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+            workers, multiprocessing.get_context("spawn"), initializer=start_worker
         ) as pool,
     ):
         try:
@@ -102,7 +104,8 @@ def _run(attempt: Attempt) -> Rollout:
     try:
         return run_attempt(attempt, _environment(attempt.environment), _policy(attempt.policy))
     except Exception as error:
-        raise RuntimeError(
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(
             f"the episode with seed {attempt.seed} in {attempt.environment.task} failed: {error}"
         ) from error
 
@@ -158,9 +161,20 @@ def _policy(factory: PolicyFactory) -> Policy:
     return factory()
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which shuts the pool down."""
+def start_worker() -> None:
+    """Begin a worker process: Ctrl-C is left to the parent, and when that dies the worker ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only worker processes have a parent"
+    parent.join()
+    os._exit(1)
+
+
+_ignore_interrupts = start_worker  # TODO(remove): runs started before the renaming still ask for it
 
 
 @contextmanager

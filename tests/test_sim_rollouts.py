@@ -48,7 +48,7 @@ def test_failure_names_seed_and_cause(workers):
     todo = [Attempt(BLIND, Script(), 1), broken, Attempt(BLIND, Script(), 2)]
     results = rollouts(todo, workers=workers)
     assert next(results).attempt.seed == 1
-    with pytest.raises(RuntimeError, match=r"seed 77 in Stitch failed: .*4 finite numbers"):
+    with pytest.raises(ValueError, match=r"seed 77 in Stitch failed: .*4 finite numbers"):
         next(results)
 
 
