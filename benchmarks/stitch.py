@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from report import Figure, at_least, at_most
 
 from robot_qsft.collect import CollectConfig, collect
 from robot_qsft.console import Counter, frame_bar, progress_bar
@@ -60,8 +61,13 @@ class Run:
     episodes: int | None = None
 
 
-def run_all(setup: Setup, runs: list[Run]) -> dict[tuple[str, DecodingConfig], Evaluation]:
-    """Collect, train every run two at a time, evaluate each with all its decodings."""
+def run_all(
+    setup: Setup, runs: list[Run], *, evaluations: str = "evaluations"
+) -> dict[tuple[str, DecodingConfig], Evaluation]:
+    """Collect, train every run two at a time, evaluate each with all its decodings.
+
+    Results of each run lie in its folder `evaluations`.
+    """
     with progress_bar() as progress:
         counter = Counter(progress, "demonstrations", setup.demonstrations.episodes)
         dataset = collect(
@@ -98,7 +104,7 @@ def run_all(setup: Setup, runs: list[Run]) -> dict[tuple[str, DecodingConfig], E
                     PolicyFactory(str(checkpoint), decoding),
                     setup.environment,
                     setup.evaluation,
-                    setup.folder / run.name / "evaluations" / label,
+                    setup.folder / run.name / evaluations / label,
                     settings={"checkpoint": checkpoint.name, "decoding": asdict(decoding)},
                     progress=lambda episode, counter=counter: counter.add(episode.success),
                 )
@@ -122,3 +128,25 @@ def successes(
 def mean_over_seeds(outcomes_SN: NDArray[np.float64]) -> Estimate:
     """Mean over training seeds and start states, with its interval."""
     return over_seeds(outcomes_SN, np.random.default_rng(0))
+
+
+def figure_of(
+    name: str,
+    estimate: Estimate,
+    seeds: tuple[int, ...],
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> Figure:
+    """A figure of the benchmark, with a bar where there is one."""
+    parts = {
+        "figure": name,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "seeds": seeds,
+    }
+    if least is not None:
+        return at_least(least, **parts)
+    return Figure(**parts) if most is None else at_most(most, **parts)

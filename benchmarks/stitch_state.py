@@ -6,8 +6,10 @@ Three training seeds over 100 start states each; the curves vary one thing at a 
 import sys
 from dataclasses import replace
 
-from report import Figure, at_least, publish, quick_from_command_line
-from stitch import BC, BC_SAMPLED, ROOT, Run, Setup, mean_over_seeds, run_all, successes
+import numpy as np
+from numpy.typing import NDArray
+from report import publish, quick_from_command_line
+from stitch import BC, BC_SAMPLED, ROOT, Run, Setup, figure_of, mean_over_seeds, run_all, successes
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig
@@ -54,56 +56,48 @@ def main() -> int:
     curves = [] if quick else _curves(base, best)
     results = run_all(setup, runs + curves)
 
-    def of(method: str, decoding: DecodingConfig) -> "Figure":
-        estimate = mean_over_seeds(
-            successes(results, [f"{method}-{seed}" for seed in seeds], decoding)
-        )
-        return Figure(
-            "",
-            estimate.value,
-            estimate.low,
-            estimate.high,
-            estimate.n,
-            seeds,
-        )
+    def outcomes(method: str, decoding: DecodingConfig) -> NDArray[np.float64]:
+        return successes(results, [f"{method}-{seed}" for seed in seeds], decoding)
 
-    figures = [
-        _named(of("qsft", best), f"Q-SFT, beta {best.beta:g}, greedy", least=0.9),
-        _named(of("qsft", sampled), f"Q-SFT, beta {best.beta:g}, sampled"),
-        _named(of("bc", BC), "BC trained alone, greedy"),
-        _named(of("bc", BC_SAMPLED), "BC trained alone, sampled"),
-        _named(of("qsft", BC), "behaviour head of the Q-SFT network, greedy"),
-        _named(of("filtered", BC), "filtered BC, greedy"),
+    qsft, bc = outcomes("qsft", best), outcomes("bc", BC)
+    rows = [
+        (f"Q-SFT, beta {best.beta:g}, sampled", "qsft", sampled),
+        ("BC trained alone, greedy", "bc", BC),
+        ("BC trained alone, sampled", "bc", BC_SAMPLED),
+        ("behaviour head of the Q-SFT network, greedy", "qsft", BC),
+        ("filtered BC, greedy", "filtered", BC),
+        *((f"Q-SFT over beta: {one.beta:g}", "qsft", one) for one in tilted),
     ]
-    difference = mean_over_seeds(
-        successes(results, [f"qsft-{seed}" for seed in seeds], best)
-        - successes(results, [f"bc-{seed}" for seed in seeds], BC)
-    )
-    figures.append(_of_estimate("Q-SFT − BC(greedy), paired", difference, seeds))
+    figures = [
+        figure_of(
+            f"Q-SFT, beta {best.beta:g}, greedy: success", mean_over_seeds(qsft), seeds, least=0.9
+        ),
+        figure_of("Q-SFT − BC(greedy), paired", mean_over_seeds(qsft - bc), seeds),
+        *(
+            figure_of(f"{name}: success", mean_over_seeds(outcomes(method, decoding)), seeds)
+            for name, method, decoding in rows
+        ),
+    ]
     if not quick:
-        loss = mean_over_seeds(
-            successes(results, [f"long-{seed}" for seed in seeds], best)
-            - successes(results, [f"qsft-{seed}" for seed in seeds], best)
-        )
+        twice = outcomes("long", best)
         figures += [
-            _named(of("long", best), "Q-SFT trained twice as long"),
-            at_least(
-                -0.05,
-                figure="change when trained twice as long, paired",
-                value=loss.value,
-                low=loss.low,
-                high=loss.high,
-                n=loss.n,
-                seeds=seeds,
+            figure_of("Q-SFT trained twice as long: success", mean_over_seeds(twice), seeds),
+            figure_of(
+                "change when trained twice as long, paired",
+                mean_over_seeds(twice - qsft),
+                seeds,
+                least=-0.05,
             ),
         ]
     figures += [
-        _named(of("qsft", decoding), f"Q-SFT over beta: {decoding.beta:g}") for decoding in tilted
+        figure_of(
+            f"Q-SFT over {run.name.replace('-', ': ')}: success",
+            results[run.name, best].rate(),
+            (base.seed,),
+        )
+        for run in curves
     ]
-    for run in curves:
-        estimate = results[run.name, best].rate()
-        figures.append(_of_estimate(f"Q-SFT over {run.name.replace('-', ': ')}", estimate, (0,)))
-    return 0 if publish("stitch_state", figures, {"steps": base.steps, "quick": quick}) else 1
+    return 0 if publish("stitch_state", figures, {"steps": base.steps}, quick=quick) else 1
 
 
 def _curves(base: TrainConfig, best: DecodingConfig) -> list[Run]:
@@ -117,17 +111,6 @@ def _curves(base: TrainConfig, best: DecodingConfig) -> list[Run]:
         for n in STEPS
     ]
     return runs + [Run(f"episodes-{count}", base, (best,), count) for count in EPISODES]
-
-
-def _named(figure: Figure, name: str, least: float | None = None) -> Figure:
-    named = replace(figure, figure=f"{name}: success")
-    if least is None:
-        return named
-    return replace(named, bar=f"≥ {least:g}", ok=figure.value >= least)
-
-
-def _of_estimate(name: str, estimate, seeds: tuple[int, ...]) -> Figure:
-    return Figure(name, estimate.value, estimate.low, estimate.high, estimate.n, seeds)
 
 
 if __name__ == "__main__":

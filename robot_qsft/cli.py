@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import tyro
 from rich.markup import escape
@@ -206,6 +206,19 @@ class Doctor:
         return print_findings(examine())
 
 
+Command: TypeAlias = Collect | Train | Eval | Demo | Doctor
+
+
+def parse(arguments: Sequence[str] | None = None) -> Command:
+    """The command that `arguments` spell, those of the process if None.
+
+    Raises:
+        ValueError: when an option is out of range.
+    """
+    command: Command = tyro.cli(Command, prog="robot-qsft", description=__doc__, args=arguments)
+    return command
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what a user can mend ends in one sentence and exit status 1.
 
@@ -213,13 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: those of the process if None.
     """
     try:
-        command = tyro.cli(
-            Collect | Train | Eval | Demo | Doctor,
-            prog="robot-qsft",
-            description=__doc__,
-            args=arguments,
-        )
-        sys.exit(command.run())
+        sys.exit(parse(arguments).run())
     except (ValueError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)

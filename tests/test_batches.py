@@ -216,6 +216,24 @@ def test_epochs_and_seeds_differ() -> None:
     assert not same(batch, next(sampler_over()[0].batches(20)))
 
 
+def test_chains_are_cut_elsewhere_in_every_epoch() -> None:
+    """Else the same frames would always be the ones that a batch's end parts from their successor.
+
+    Where a chain is cut, the frame behind the cut comes along uncounted.
+    """
+    sampler, _ = sampler_over(batch_size=2)
+    batches_per_epoch = len(first_epoch(sampler))
+    extras = [
+        {
+            frame
+            for batch in islice(sampler.batches(first), batches_per_epoch)
+            for frame in batch.frames[~batch.counted].tolist()
+        }
+        for first in (0, batches_per_epoch)
+    ]
+    assert len(extras[0] ^ extras[1]) > 10
+
+
 def test_only_the_given_episodes_are_drawn() -> None:
     sampler, _ = sampler_over(chosen=[0, 4])
     frames = np.concatenate([batch.frames for batch in islice(sampler.batches(), 10)])
@@ -264,6 +282,7 @@ def test_random_shift_moves_the_whole_image_and_repeats_the_border() -> None:
         assert torch.equal(image, images[0][rows][:, columns])
         seen.add((down, right))
     assert {down for down, _ in seen} == {right for _, right in seen} == {-2, -1, 0, 1, 2}
+    assert any(down != right for down, right in seen)
 
 
 def test_no_shift_leaves_images_as_they_are() -> None:

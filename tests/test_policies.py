@@ -460,14 +460,16 @@ def test_observation_that_does_not_fit_is_refused(change: dict[str, Any], match:
         policy.act(replace(fitting, **change))
 
 
-@pytest.mark.parametrize("part", ["trunk", "likelihood_trunk"])
-def test_network_that_gives_nan_does_not_act(part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "has_values"), [("trunk", True), ("trunk", False), ("likelihood_trunk", True)]
+)
+def test_network_that_gives_nan_does_not_act(part: str, has_values: bool) -> None:
     network = stirred_network(replace(CONFIG, trunks="separate"), SPEC)
     with torch.no_grad():
         getattr(network, part).action_DKW.fill_(math.nan)
     observation = observation_like(random_inputs(CONFIG, SPEC), 0)
     with pytest.raises(ValueError, match="network's output holds NaN"):
-        policy_over(network).act(observation)
+        policy_over(network, has_values=has_values).act(observation)
 
 
 # The checkpoint.
