@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPECHECK := build/typecheck
 
-.PHONY: help demo test test-slow lint format system-packages benchmarks clean
+.PHONY: help demo test test-slow lint format picture system-packages clean
 
 help:
 	@echo "make demo             mixed demonstrations to a policy that beats them, and a report"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow        the tests that take longer"
 	@echo "make lint             style, types and import layering"
 	@echo "make system-packages  what some tests need from the system (uses apt where it may)"
+	@echo "make picture          the README's picture, from the report of the last demo"
 	@echo "make clean            remove the environment and build products, not runs/"
 
 demo: $(INSTALLED)
@@ -35,6 +36,12 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+picture: system-packages
+	chromium --headless --no-sandbox --disable-gpu --disable-background-networking \
+	--hide-scrollbars --blink-settings=primaryHoverType=2,availableHoverTypes=2 \
+	--user-data-dir="$$(mktemp -d)" --window-size=1280,1640 \
+	--screenshot=docs/report.png "file://$(CURDIR)/runs/demo/report.html"
 
 # torch goes first: with it in place no other package asks the registry for a newer build.
 $(INSTALLED): pyproject.toml constraints.txt

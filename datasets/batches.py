@@ -145,7 +145,7 @@ class SamplerConfig:
 class ChainSampler:
     """Endless batches; the i-th depends on the seed and i alone, so a run can be resumed anywhere.
 
-    Every frame is counted once per epoch.
+    Every frame is counted once per epoch, but for those of the last batch where it is not full.
     """
 
     def __init__(

@@ -111,21 +111,22 @@ def spearman(
 ) -> Estimate:
     """Rank correlation of two quantities (n,), by a bootstrap over groups.
 
-    Steps of one episode are no independent evidence, so whole episodes (`groups`) are drawn.
+    NaN where one of them is constant. Steps of one episode are no independent evidence, so whole episodes (`groups`) are drawn.
     """
+    if np.ptp(first) == 0 or np.ptp(second) == 0:  # nothing to rank
+        return Estimate(math.nan, math.nan, math.nan, len(np.unique(groups)))
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     draws = []
     for _ in range(_RESAMPLES // 10):
         chosen = rng.integers(len(members), size=len(members))
         rows = np.concatenate([members[index] for index in chosen])
-        draws.append(_rank_correlation(first[rows], second[rows]))
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+        if np.ptp(first[rows]) > 0 and np.ptp(second[rows]) > 0:
+            draws.append(_rank_correlation(first[rows], second[rows]))
+    low, high = np.quantile(draws or [math.nan], [0.025, 0.975])
     return Estimate(_rank_correlation(first, second), float(low), float(high), len(members))
 
 
 def _rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 

@@ -7,6 +7,7 @@ Bellman target as weight. An action is D tokens; inside an action there is no re
 and no change of the environment, so the target of a token is the value of the prefix it ends.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,9 @@ class ObjectiveConfig:
             raise ValueError(f"discount must lie in (0, 1], got {self.discount}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("backup_beta", "smoothing_bins"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 <= self.support_threshold <= 1:
             raise ValueError(f"support_threshold must lie in [0, 1], got {self.support_threshold}")
 
