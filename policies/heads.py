@@ -85,12 +85,11 @@ class TokenHeads(nn.Module):
             likelihood_hidden_BTW: what the likelihood heads read; the same where trunks are shared.
             first: action dimension of the first token.
         """
-        both_HBTV = self._read(hidden_BTW, first, 0, None)
-        behaviour_BTK = both_HBTV[0, ..., : self.bins]
         if likelihood_hidden_BTW is hidden_BTW:
-            return TokenLogProbabilities(behaviour_BTK, both_HBTV[1:])
+            all_HBTV = self._read(hidden_BTW, first, 0, None)
+            return TokenLogProbabilities(all_HBTV[0, ..., : self.bins], all_HBTV[1:])
         likelihood_HBTV = self._read(likelihood_hidden_BTW, first, 1, None)
-        return TokenLogProbabilities(behaviour_BTK, likelihood_HBTV)
+        return TokenLogProbabilities(self.behaviour(hidden_BTW, first), likelihood_HBTV)
 
     def behaviour(self, hidden_BTW: Tensor, first: int = 0) -> Tensor:
         """Log-probabilities (B, T, K) of the behaviour head alone."""
@@ -104,6 +103,7 @@ class TokenHeads(nn.Module):
         outputs = slice(start * self.outputs, (start + heads) * self.outputs)
         weight_TWX, bias_TX = self.weight_DWX[dims, :, outputs], self.bias_DX[dims, outputs]
         logits_TBX = torch.baddbmm(bias_TX[:, None], hidden_BTW.float().transpose(0, 1), weight_TWX)
-        logits_TBHV = logits_TBX.unflatten(-1, (heads, self.outputs))
+        logits_TBHV = logits_TBX.view(*logits_TBX.shape[:2], heads, self.outputs)
         logits_TBHV = logits_TBHV.masked_fill(missing_THV[:, None], MASKED_LOGIT)
-        return logits_TBHV.log_softmax(dim=-1).permute(2, 1, 0, 3)
+        log_HBTV: Tensor = logits_TBHV.log_softmax(dim=-1).permute(2, 1, 0, 3)
+        return log_HBTV

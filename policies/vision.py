@@ -36,11 +36,13 @@ class ImageTokenizer(nn.Module):
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Tokens (B, M, W) of uint8 images (B, H, W, 3)."""
-        pixels_BCHW = images_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+        # In place: a batch of images as floats is large, and three copies of it cost as much as
+        # a convolution.
+        pixels_BCHW = images_BHWC.permute(0, 3, 1, 2).float().mul_(1 / 127.5).sub_(1)
         features_BCHW = self.stem(pixels_BCHW)
         features_BNC = self.norm(features_BCHW.flatten(2).transpose(1, 2) + self.position_NC)
-        maps_BNM = self.attention(features_BNC).softmax(dim=1)
-        tokens_BMW: Tensor = self.project(maps_BNM.transpose(1, 2) @ features_BNC)
+        maps_BMN = self.attention(features_BNC).transpose(1, 2).softmax(dim=-1)
+        tokens_BMW: Tensor = self.project(maps_BMN @ features_BNC)
         return tokens_BMW
 
 

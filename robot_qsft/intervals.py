@@ -111,7 +111,8 @@ def spearman(
 ) -> Estimate:
     """Rank correlation of two quantities (n,), by a bootstrap over groups.
 
-    NaN where one of them is constant. Steps of one episode are no independent evidence, so whole episodes (`groups`) are drawn.
+    NaN where one of them is constant. Steps of one episode are no independent evidence, so whole
+    episodes (`groups`) are drawn.
     """
     if np.ptp(first) == 0 or np.ptp(second) == 0:  # nothing to rank
         return Estimate(math.nan, math.nan, math.nan, len(np.unique(groups)))

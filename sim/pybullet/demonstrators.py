@@ -21,6 +21,8 @@ _CLOSED_M = _OPENED_M = 0.06
 make the demonstrations depend on what no observation shows."""
 _CARRY_M = 0.15
 """Height at which the cube is carried."""
+_TOLERANCE_M = 0.01
+"""How close the hand comes before the fingers close or open."""
 _CLEAR_M = 0.08
 """Height above which the hand moves sideways."""
 
@@ -99,7 +101,7 @@ class ScriptedDemonstrator:
                 return target_m, True
             self._phase = "descend"
         if self._phase == "descend":
-            if not _near(hand_m, grasp_m, 0.006):
+            if not _near(hand_m, grasp_m, _TOLERANCE_M):
                 return grasp_m, True
             self._phase = "close"
         if self._phase == "close":
@@ -116,11 +118,11 @@ class ScriptedDemonstrator:
             target_m = np.array([release_m[0], release_m[1], max(_CARRY_M, release_m[2])])
             if hand_m[2] < _CLEAR_M:
                 return np.array([hand_m[0], hand_m[1], _CARRY_M]), False
-            if not _near(hand_m[:2], target_m[:2], 0.012):
+            if not _near(hand_m[:2], target_m[:2], _TOLERANCE_M):
                 return target_m, False
             self._phase = "lower"
         if self._phase == "lower":
-            if not _near(hand_m, release_m, 0.008):
+            if not _near(hand_m, release_m, _TOLERANCE_M):
                 return release_m, False
             self._phase = "open"
         if self._phase == "open" and opening_m < _OPENED_M:
