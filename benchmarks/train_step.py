@@ -1,6 +1,6 @@
 """Time of a gradient step: Q-SFT against BC on the same network and batches, and the data wait.
 
-The two take turns on every batch. The wait is what `robot-qsft train` itself reports.
+The two take turns on every batch, on one thread. The wait is what training itself reports.
 """
 
 import sys
@@ -53,6 +53,7 @@ class LastMetrics:
 def main() -> int:
     """Measure and publish."""
     quick = quick_from_command_line(__doc__)
+    torch.set_num_threads(1)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, base in (("one camera", recipes.images()), ("state", recipes.state())):

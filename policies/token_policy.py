@@ -16,7 +16,7 @@ from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.instructions import word_tokens
 from robot_qsft.policies.rt import Decoder, PolicySpec, RTNetwork, TokenInputs
-from robot_qsft.policies.values import Extraction, q_values, tilt, tilting
+from robot_qsft.policies.values import Extraction, paper_tilting, q_values, tilt
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,19 @@ class TokenPolicy:
             else:
                 both = decoder.log_probabilities()
                 log_pi_11K, log_p_H11V = both.behaviour_BDK, both.likelihood_HBDV
-                tilting_11K = tilting(log_pi_11K, log_p_H11V, self._decoding.extraction)
+                q_11K = q_values(log_pi_11K, log_p_H11V)
+                by_p = self._decoding.extraction == "paper"
                 logits_11K = tilt(
                     log_pi_11K,
-                    tilting_11K,
+                    paper_tilting(log_pi_11K, log_p_H11V) if by_p else q_11K,
                     beta=self._decoding.beta,
                     threshold=self._decoding.support_threshold,
                 )
                 token_B = self._choose(logits_11K[:, 0])
                 if dimension == last:
-                    value = float(q_values(log_pi_11K, log_p_H11V)[0, 0, token_B[0]])
+                    value = q_11K[0, 0, int(token_B)].item()
             tokens.append(token_B)
-            log_probability += float(log_pi_11K[0, 0, token_B[0]])
+            log_probability += log_pi_11K[0, 0, int(token_B)].item()
         if not math.isfinite(log_probability) or not math.isfinite(value or 0.0):
             raise ValueError(
                 "the network's output holds NaN, which no action stands for; its training diverged "

@@ -27,7 +27,7 @@ def q_values(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
     arXiv 1802.09477, Eq. 10). Clipping before `exp` keeps an unsupported bin finite.
     """
     least_BDK = log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0)
-    return (least_BDK - log_pi_BDK).clamp(max=0.0).exp()
+    return (least_BDK - log_pi_BDK).clamp_(max=0.0).exp_()
 
 
 def support(log_pi_BDK: Tensor, threshold: float) -> Tensor:
@@ -63,16 +63,11 @@ def tilt(log_pi_BDK: Tensor, q_BDK: Tensor, *, beta: float, threshold: float) ->
     if beta == 0:
         return log_pi_BDK
     tilted_BDK = torch.add(log_pi_BDK, q_BDK, alpha=beta)
-    return tilted_BDK.masked_fill(~support(log_pi_BDK, threshold), MASKED_LOGIT)
+    return tilted_BDK.masked_fill_(~support(log_pi_BDK, threshold), MASKED_LOGIT)
 
 
-def tilting(log_pi_BDK: Tensor, log_p_HBDV: Tensor, extraction: Extraction) -> Tensor:
-    """What the policy is tilted by, (B, D, K): "ratio" Q = p / pi, or "paper" p itself.
-
-    The paper's Algorithm 1 acts by pi exp(beta p), which sees Q scaled by pi.
-    """
-    if extraction == "ratio":
-        return q_values(log_pi_BDK, log_p_HBDV)
+def paper_tilting(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
+    """What the paper's Algorithm 1 tilts by: p(a|s) itself, (B, D, K), that is, Q scaled by pi."""
     return log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0).exp()
 
 

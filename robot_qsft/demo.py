@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
@@ -37,10 +37,6 @@ def _demonstrations() -> CollectConfig:
     return CollectConfig(quality="stitch", episodes=2400, environment=_ENVIRONMENT)
 
 
-def _training() -> TrainConfig:
-    return replace(recipes.state(), steps=3000)
-
-
 @dataclass(frozen=True)
 class DemoConfig:
     """How much of everything.
@@ -53,7 +49,7 @@ class DemoConfig:
     """
 
     demonstrations: CollectConfig = field(default_factory=_demonstrations)
-    training: TrainConfig = field(default_factory=_training)
+    training: TrainConfig = field(default_factory=recipes.state)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     beta: float = DecodingConfig.beta
 
@@ -105,7 +101,7 @@ def run_demo(config: DemoConfig, out: Path) -> None:
             "methods": {
                 method.name: {
                     "description": method.description,
-                    **_rounded(asdict(method.evaluation.rate())),
+                    **_rounded(_success(method.evaluation)),
                 }
                 for method in methods
             },
@@ -188,6 +184,11 @@ def _evaluate(
         settings={"checkpoint": checkpoint.name, "decoding": asdict(decoding)},
         progress=lambda episode: counter.add(episode.success),
     )
+
+
+def _success(evaluation: Evaluation) -> dict[str, float]:
+    rate = evaluation.rate()
+    return {"success": rate.value, "low": rate.low, "high": rate.high, "n": rate.n}
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float]:

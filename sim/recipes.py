@@ -14,7 +14,7 @@ Quality: TypeAlias = Literal["expert", "noisy", "mixed", "stitch"]
 CLOSES_TOO_HIGH_M = (0.0, 0.0, 0.04)
 RELEASES_BESIDE_M = (0.0, -0.09, 0.0)
 
-_NOISY = 0.3
+_NOISY = 0.38
 _MIXED_GOOD = 0.4
 _PRIOR_GOOD = 0.46
 _TASK_GOOD = 0.41

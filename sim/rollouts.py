@@ -174,9 +174,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-_ignore_interrupts = start_worker  # TODO(remove): runs started before the renaming still ask for it
-
-
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
     """Parallelism comes from processes; numerics threads on top would only contend."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -65,6 +64,18 @@ def start_collecting(path, environment, *, commit_every, workers=1):
     )
 
 
+def assert_group_ends(group: int) -> None:
+    """Worker processes do not outlive their parent."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    pytest.fail("workers outlived their parent")
+
+
 def test_killed_and_resumed_it_holds_the_same(
     demonstrations, collection, process_environment, tmp_path
 ):
@@ -85,14 +96,15 @@ def test_killed_and_resumed_it_holds_the_same(
     assert not (path / ".writing").exists()
 
 
-def test_killed_before_anything_was_put_in_place_it_starts_over(
+def test_killed_before_anything_was_put_in_place_no_worker_stays_and_it_starts_over(
     demonstrations, collection, process_environment, tmp_path
 ):
     path = tmp_path / "set"
-    process = start_collecting(path, process_environment, commit_every=1000)
+    process = start_collecting(path, process_environment, commit_every=1000, workers=2)
     assert process.stdout.readline(), process.communicate()[1]
     process.kill()
     process.communicate()
+    assert_group_ends(process.pid)
     assert [entry.name for entry in path.iterdir()] == [".writing"]
     with pytest.raises(ValueError, match="exists already; add --resume"):
         collect_quietly(collection, path, resume=False)
@@ -116,22 +128,6 @@ def test_interrupted_by_hand_it_leaves_no_unfinished_files(collection, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         collect(collection, tmp_path / "set", workers=1, resume=False, progress=interrupt)
     assert not (tmp_path / "set").exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-def test_workers_do_not_outlive_a_killed_parent(process_environment, tmp_path):
-    process = start_collecting(tmp_path / "set", process_environment, commit_every=1000, workers=2)
-    assert process.stdout.readline(), process.communicate()[1]
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("workers outlived their parent")
 
 
 def test_finished_collection_is_not_repeated(collection, demonstrations):

@@ -1,10 +1,9 @@
 """Training runs side by side, in processes of their own."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from robot_qsft import recipes
 from robot_qsft.train import train
 from robot_qsft.train_many import Job, train_many
 from robot_qsft.training_data import DataSource
+from robot_qsft.training_state import latest_checkpoint
 
 
 class Quiet:
@@ -60,47 +60,30 @@ def test_error_of_one_is_raised_at_once_and_stops_the_other(tiny, source, tmp_pa
     jobs = [Job("endless", endless, tmp_path / "endless", source), Job("bad", bad, run, source)]
     with pytest.raises(ValueError, match="was started with another tokenizer"):
         train_many(jobs, workers=2, progress=bars())
+    assert multiprocessing.active_children() == []
 
 
-LONG = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from rich.progress import Progress
-from robot_qsft.policies.rt import RTConfig
-from robot_qsft.train import TrainConfig
-from robot_qsft.train_many import Job, train_many
-from robot_qsft.training_data import DataSource
-if __name__ == "__main__":
-    data, out = map(Path, sys.argv[1:])
-    network = RTConfig(width=16, layers=1, attention_heads=2)
-    config = TrainConfig(network=network, steps=1_000_000, checkpoint_every=5)
-    jobs = [Job("a", config, out / "a", DataSource(data, (), 16, 0.3))]
-    train_many(jobs, workers=1, progress=Progress("{task.fields[note]}"))
-"""
+def test_interrupt_stops_the_workers(tiny, source, tmp_path):
+    """Here of this process alone; from a terminal, Ctrl-C reaches the workers too."""
+    endless = replace(tiny, steps=1_000_000)
+    checkpoint = tmp_path / "run/checkpoints/step-000005"
+    over = threading.Event()
 
+    def interrupt_once_it_trains():
+        while not (checkpoint.exists() or over.wait(0.02)):
+            pass
+        if not over.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-@pytest.mark.parametrize("killed_by", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent(demonstrations, process_environment, tmp_path, killed_by):
-    process = subprocess.Popen(
-        [sys.executable, "-c", LONG, str(demonstrations), str(tmp_path)],
-        env=process_environment,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "a/checkpoints/step-000005").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(killed_by)  # to the parent alone
-    assert process.wait(timeout=60) != 0
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("the worker outlived its parent")
+    watch = threading.Thread(target=interrupt_once_it_trains)
+    watch.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_many(
+                [Job("endless", endless, tmp_path / "run", source)], workers=1, progress=bars()
+            )
+    finally:
+        over.set()
+        watch.join()
+    assert multiprocessing.active_children() == []
+    assert latest_checkpoint(tmp_path / "run").name >= "step-000005"

@@ -14,11 +14,11 @@ from robot_qsft.policies.values import (
     Extraction,
     demonstrator_value,
     max_value,
+    paper_tilting,
     q_values,
     soft_value,
     support,
     tilt,
-    tilting,
 )
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 6))
@@ -200,7 +200,8 @@ def test_paper_extraction_hardly_tilts_many_bins(
     """
     log_pi = torch.full((1, 1, 40), 1 / 40).double().log()
     q = torch.where(torch.arange(40) < 4, 0.8, 0.2).double()[None, None]
-    tilted_by = tilting(log_pi, rejecting(log_pi, q), extraction)
+    log_p = rejecting(log_pi, q)
+    tilted_by = q_values(log_pi, log_p) if extraction == "ratio" else paper_tilting(log_pi, log_p)
     logits = tilt(log_pi, tilted_by, beta=beta, threshold=0.1)
     assert float(logits.softmax(dim=-1)[0, 0, :4].sum()) == pytest.approx(good_mass, abs=5e-4)
 
@@ -208,4 +209,4 @@ def test_paper_extraction_hardly_tilts_many_bins(
 def test_paper_extraction_takes_the_smaller_of_two_heads() -> None:
     log_pi = torch.tensor([[[0.5, 0.5]]]).log()
     log_p = torch.tensor([[[[0.4, 0.1, 0.5]]], [[[0.2, 0.3, 0.5]]]]).log()
-    torch.testing.assert_close(tilting(log_pi, log_p, "paper"), torch.tensor([[[0.2, 0.1]]]))
+    torch.testing.assert_close(paper_tilting(log_pi, log_p), torch.tensor([[[0.2, 0.1]]]))
