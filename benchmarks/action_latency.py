@@ -31,7 +31,7 @@ def main() -> int:
         ("one camera, 0.7M parameters", ("front",), RTConfig(), 1.05),
         ("two cameras, 25M parameters", ("front", "wrist"), RTConfig(width=512, layers=8), 1.05),
     ):
-        ratio, bc_ms = _measure(cameras, config, blocks=30 if quick else 200)
+        ratio, bc_ms = _measure(cameras, config, blocks=20 if quick else 60)
         figures += [
             at_most(
                 bar,

@@ -71,7 +71,8 @@ class Collect:
                 resume=self.resume,
                 progress=lambda rollout: counter.add(rollout.episode.success),
             )
-        console.print(f"{len(dataset)} episodes, {dataset.frame_count} frames in {self.out}")
+        done = f"{len(dataset)} episodes, {dataset.frame_count} frames in {self.out}"
+        console.print(done, soft_wrap=True)  # paths stay in one piece
         return 0
 
 
@@ -117,7 +118,7 @@ class Train:
                 folder = train(config, data, self.run_folder, progress=display, resume=self.resume)
             finally:
                 display.close()
-        console.print(f"policy in {folder}")
+        console.print(f"policy in {folder}", soft_wrap=True)
         return 0
 
 
@@ -175,7 +176,7 @@ class Eval:
             _add_row(table, str(self.against), other.rate())
             _add_row(table, "difference", compare(evaluation, other))
         console.print(table)
-        console.print(f"results in {folder}")
+        console.print(f"results in {folder}", soft_wrap=True)
         return 0
 
 

@@ -116,7 +116,8 @@ def run_demo(config: DemoConfig, out: Path) -> None:
         },
     )
     _print(methods, asdict(difference))
-    console.print(f"{facts['time']}, {facts['peak memory']}; the report is {out / 'report.html'}")
+    done = f"{facts['time']}, {facts['peak memory']}; the report is {out / 'report.html'}"
+    console.print(done, soft_wrap=True)
 
 
 def _collect(config: DemoConfig, out: Path, progress: Progress) -> Dataset:

@@ -10,6 +10,7 @@ import torch
 
 from robot_qsft.cli import main
 from robot_qsft.collect import CollectConfig, collect
+from robot_qsft.console import console
 from robot_qsft.datasets.batches import SamplerConfig, TrainingData
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
@@ -144,7 +145,8 @@ CommandLine = Callable[..., tuple[int, str]]
 @pytest.fixture
 def command_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """Runs `robot-qsft` in this process: exit status, and all that it printed."""
-    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("COLUMNS", "500")  # of tyro's help
+    monkeypatch.setattr(console, "width", 500)
 
     def run(*arguments: str | Path) -> tuple[int, str]:
         capfd.readouterr()

@@ -89,7 +89,6 @@ def test_again_nothing_is_made_twice(config, out):
     [
         ({"demonstrations": {"seed": 1}}, "collected with other settings"),
         ({"training": {"seed": 1}}, "started with another seed"),
-        ({"evaluation": {"first_seed": 5}}, "holds results with another first_seed"),
     ],
 )
 def test_other_settings_are_refused(config, out, changes, message):
