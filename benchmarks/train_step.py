@@ -16,7 +16,7 @@ from report import Figure, at_most, publish, quick_from_command_line
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
-from robot_qsft.datasets.batches import ChainSampler, TrainingData, n_step_returns
+from robot_qsft.datasets.batches import TrainingData, WindowSampler, n_step_returns
 from robot_qsft.intervals import bootstrap_median
 from robot_qsft.learning_step import losses
 from robot_qsft.objective import smoothing_kernels
@@ -125,7 +125,7 @@ def _paired_steps(base: TrainConfig, data: TrainingData, *, pairs: int) -> np.nd
     )
     collate = collator(base, tables, returns, tokenizer, spec, device)
     kernels = smoothing_kernels(spec.bins, spec.discrete, objective.smoothing_bins).to(device)
-    sampler = ChainSampler(
+    sampler = WindowSampler(
         data,
         returns,
         episodes=data.training,

@@ -1,7 +1,7 @@
 """Training batches in which most steps bring their own successor along.
 
-Q-SFT needs the value of the state n steps on. Instead of reading that state separately, an episode
-is cut into chains t, t+n, t+2n, …: within a chain each row's successor is the next row, so one pass
+Q-SFT needs the value of the state n steps on. Instead of reading that state separately, batches are
+made of windows of consecutive steps: within a window each row's successor is n rows on, so one pass
 of the target network over the batch serves as s and as s'.
 
 Shape legend: A action dimensions, B batch, E environment-state dimensions, H height, N frames of
@@ -10,6 +10,7 @@ the data, S state dimensions, W width.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,12 +124,12 @@ class SamplerConfig:
 
     Attributes:
         batch_size: B.
-        chain_rows: longest run of successors taken from one episode at a time; short ones mix more
-            episodes into a batch, long ones waste fewer rows.
+        window: most consecutive steps taken from one episode at a time; a window that is cut from
+            a longer episode is followed by n rows that are only successors.
     """
 
     batch_size: int = 128
-    chain_rows: int = 8
+    window: int = 40
 
     def __post_init__(self) -> None:
         """Refuse batches that could hold nothing but a successor.
@@ -138,11 +139,11 @@ class SamplerConfig:
         """
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
-        if self.chain_rows < 1:
-            raise ValueError(f"chain_rows must be at least 1, got {self.chain_rows}")
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
 
 
-class ChainSampler:
+class WindowSampler:
     """Endless batches; the i-th depends on the seed and i alone, so a run can be resumed anywhere.
 
     Every frame is counted once per epoch, but for those of the last batch where it is not full.
@@ -161,8 +162,13 @@ class ChainSampler:
         """Prepare to draw from the given episodes of `data`, successors lying `steps` on.
 
         Raises:
-            ValueError: when these episodes have fewer frames than one batch needs.
+            ValueError: when these episodes have fewer frames than one batch needs, or a batch could
+                hold nothing but successors.
         """
+        if config.batch_size <= steps:
+            raise ValueError(
+                f"batch_size must be above the {steps} steps of the return, got {config.batch_size}"
+            )
         self._images = data.images
         self._returns = returns
         self._starts = data.tables.episode_starts[episodes]
@@ -189,42 +195,33 @@ class ChainSampler:
             epoch += 1
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """All chains in a random order: frames, successors within the epoch, counted."""
+        """All windows in a random order: frames, successors within the epoch, counted."""
         rng = np.random.default_rng([self._seed, epoch])
-        pieces = self._pieces(rng)
-        rng.shuffle(pieces)
-        frames = np.concatenate([rows for rows, _ in pieces])
-        counted = np.concatenate([is_counted for _, is_counted in pieces])
-        starts = np.cumsum([0] + [len(rows) for rows, _ in pieces])
-        piece_end = np.repeat(starts[1:], np.diff(starts))
+        windows = self._windows(rng)
+        rng.shuffle(windows)
+        frames = np.concatenate([rows for rows, _ in windows])
+        counted = np.concatenate([is_counted for _, is_counted in windows])
+        lengths = [len(rows) for rows, _ in windows]
+        window_end = np.repeat(np.cumsum(lengths), lengths)
         here = np.arange(len(frames))
-        bootstrap = self._returns.bootstrap_frames[frames]
-        nearby = np.minimum(here + 1, piece_end - 1)
-        successors = np.where(
-            bootstrap == frames, here, np.where(frames[nearby] == bootstrap, nearby, NO_SUCCESSOR)
-        )
+        ahead = here + self._returns.bootstrap_frames[frames] - frames
+        successors = np.where(ahead < window_end, ahead, NO_SUCCESSOR)
         needless = self._returns.discounts[frames] == 0
         return frames, np.where(needless, here, successors), counted
 
-    def _pieces(
+    def _windows(
         self, rng: np.random.Generator
     ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-        """Chains cut to `chain_rows`, each with the row that its last one bootstraps from."""
-        pieces = []
-        steps, longest = self._steps, self._config.chain_rows
-        discounts, bootstrap_frames = self._returns.discounts, self._returns.bootstrap_frames
+        """Frames of every window with its trailing successors, and which of them are counted."""
+        windows = []
+        longest = self._config.window
         for start, end in zip(self._starts, self._ends, strict=True):
-            for phase in range(min(steps, end - start)):
-                chain = np.arange(start + phase, end, steps)
-                cuts = np.arange(int(rng.integers(1, longest + 1)), len(chain), longest)
-                for rows in np.split(chain, cuts):
-                    is_counted = np.ones(len(rows), np.bool_)
-                    bootstrap = bootstrap_frames[rows[-1]]
-                    if discounts[rows[-1]] > 0 and bootstrap != rows[-1]:
-                        rows = np.append(rows, bootstrap)
-                        is_counted = np.append(is_counted, False)
-                    pieces.append((rows, is_counted))
-        return pieces
+            first_cut = start + int(rng.integers(1, longest + 1)) if end - start > longest else end
+            cuts = [start, *range(first_cut, end, longest), end]
+            for first, last in pairwise(cuts):
+                rows = np.arange(first, min(last + self._steps, end))
+                windows.append((rows, rows < last))
+        return windows
 
     def _batch(
         self,

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.batches import (
     Batch,
-    ChainSampler,
     Returns,
     SamplerConfig,
     TrainingData,
+    WindowSampler,
     n_step_returns,
 )
 from robot_qsft.datasets.outcomes import check_rewards
@@ -154,8 +154,8 @@ def train(
     kernels_DKK = smoothing_kernels(spec.bins, spec.discrete, config.objective.smoothing_bins)
     kernels_DKK = kernels_DKK.to(device)
 
-    def sampler(drawn_from: NDArray[np.int64], sampler_config: SamplerConfig) -> ChainSampler:
-        return ChainSampler(
+    def sampler(drawn_from: NDArray[np.int64], sampler_config: SamplerConfig) -> WindowSampler:
+        return WindowSampler(
             data,
             returns,
             episodes=drawn_from,
@@ -401,12 +401,12 @@ def rows_of(tables: Tables, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
 def _validation_batches(
     config: TrainConfig,
     data: TrainingData,
-    sampler: Callable[[NDArray[np.int64], SamplerConfig], ChainSampler],
+    sampler: Callable[[NDArray[np.int64], SamplerConfig], WindowSampler],
 ) -> list[Batch]:
     """The same few held-out batches every time; none where too little is held out for one."""
     frames = int(data.tables.episode_lengths[data.validation].sum())
     size = min(config.sampler.batch_size, frames)
-    if size < 2:
+    if size <= config.objective.steps:
         return []
     batches = sampler(data.validation, replace(config.sampler, batch_size=size)).batches()
     return list(islice(batches, min(config.validation_batches, max(1, frames // size))))

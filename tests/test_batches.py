@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.batches import (
     NO_SUCCESSOR,
     Batch,
-    ChainSampler,
     Returns,
     SamplerConfig,
     TrainingData,
+    WindowSampler,
     n_step_returns,
 )
 from robot_qsft.datasets.tables import Tables
@@ -120,23 +120,23 @@ def sampler_over(
     batch_size: int = 16,
     seed: int = 0,
     chosen: list[int] | None = None,
-    chain_rows: int = 4,
+    window: int = 4,
     pictures: bool = False,
-) -> tuple[ChainSampler, Returns]:
+) -> tuple[WindowSampler, Returns]:
     data = training_data(LENGTHS, TERMINATED, pictures=pictures)
     returns = returns_of([[0.0] * length for length in LENGTHS], TERMINATED, steps=steps)
-    sampler = ChainSampler(
+    sampler = WindowSampler(
         data,
         returns,
         episodes=data.training if chosen is None else np.array(chosen),
         steps=steps,
-        config=SamplerConfig(batch_size=batch_size, chain_rows=chain_rows),
+        config=SamplerConfig(batch_size=batch_size, window=window),
         seed=seed,
     )
     return sampler, returns
 
 
-def first_epoch(sampler: ChainSampler) -> list[Batch]:
+def first_epoch(sampler: WindowSampler) -> list[Batch]:
     """The batches before a counted frame comes back."""
     seen: set[int] = set()
     found = []
@@ -150,12 +150,12 @@ def first_epoch(sampler: ChainSampler) -> list[Batch]:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
-@pytest.mark.parametrize("chain_rows", [1, 4, 100])
-@pytest.mark.parametrize("batch_size", [2, 16])
+@pytest.mark.parametrize("window", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", [6, 16])
 def test_frames_are_counted_once_per_epoch_but_for_the_last_part_of_a_batch(
-    steps: int, chain_rows: int, batch_size: int
+    steps: int, window: int, batch_size: int
 ) -> None:
-    sampler, _ = sampler_over(steps=steps, batch_size=batch_size, chain_rows=chain_rows)
+    sampler, _ = sampler_over(steps=steps, batch_size=batch_size, window=window)
     epoch = first_epoch(sampler)
     counted = np.concatenate([batch.frames[batch.counted] for batch in epoch])
     assert len(set(counted.tolist())) == len(counted)
@@ -164,13 +164,11 @@ def test_frames_are_counted_once_per_epoch_but_for_the_last_part_of_a_batch(
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 6), st.integers(2, 40), st.integers(1, 9), st.integers(0, 99))
+@given(st.integers(1, 6), st.integers(7, 40), st.integers(1, 9), st.integers(0, 99))
 def test_successor_rows_are_the_frames_to_bootstrap_from(
-    steps: int, batch_size: int, chain_rows: int, seed: int
+    steps: int, batch_size: int, window: int, seed: int
 ) -> None:
-    sampler, returns = sampler_over(
-        steps=steps, batch_size=batch_size, chain_rows=chain_rows, seed=seed
-    )
+    sampler, returns = sampler_over(steps=steps, batch_size=batch_size, window=window, seed=seed)
     for batch in islice(sampler.batches(), 12):
         bootstraps = returns.discounts[batch.frames] > 0
         here = (batch.successors != NO_SUCCESSOR) & bootstraps
@@ -188,10 +186,15 @@ def test_step_that_ends_the_task_needs_no_successor() -> None:
 
 
 def test_most_counted_rows_have_their_successor_in_the_batch() -> None:
-    """Missing are only those whose chain is cut by the end of a batch: at most one in each."""
-    sampler, _ = sampler_over(batch_size=16)
+    """Missing are only those at the end of a batch that cuts a window: at most n in each."""
+    sampler, _ = sampler_over(batch_size=16, steps=3)
     for batch in islice(sampler.batches(), 20):
-        assert (batch.successors[batch.counted] == NO_SUCCESSOR).sum() <= 1
+        assert (batch.successors[batch.counted] == NO_SUCCESSOR).sum() <= 3
+
+
+def test_batch_that_could_hold_successors_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="above the 5 steps"):
+        sampler_over(batch_size=5, steps=5)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -216,12 +219,12 @@ def test_epochs_and_seeds_differ() -> None:
     assert not same(batch, next(sampler_over()[0].batches(20)))
 
 
-def test_chains_are_cut_elsewhere_in_every_epoch() -> None:
+def test_windows_are_cut_elsewhere_in_every_epoch() -> None:
     """Else the same frames would always be the ones that a batch's end parts from their successor.
 
-    Where a chain is cut, the frame behind the cut comes along uncounted.
+    Where a window is cut, the frames behind the cut come along uncounted.
     """
-    sampler, _ = sampler_over(batch_size=2)
+    sampler, _ = sampler_over(batch_size=6)
     batches_per_epoch = len(first_epoch(sampler))
     extras = [
         {
@@ -254,7 +257,7 @@ def test_too_few_frames_for_a_batch_are_refused() -> None:
         sampler_over(chosen=[0, 1])
 
 
-@pytest.mark.parametrize("setting", [{"batch_size": 1}, {"chain_rows": 0}])
+@pytest.mark.parametrize("setting", [{"batch_size": 1}, {"window": 0}])
 def test_setting_out_of_range_is_refused(setting: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must be at least"):
         SamplerConfig(**setting)
