@@ -51,6 +51,15 @@ class Setup:
         )
 
 
+def stitch_setup(
+    name: str, cameras: tuple[str, ...], *, episodes: int, evaluation: EvaluationConfig
+) -> Setup:
+    """The stitch task as the benchmark `name` has it, seen by `cameras`."""
+    environment = EnvironmentConfig("Stitch", cameras=cameras)
+    demonstrations = CollectConfig("stitch", episodes=episodes, environment=environment)
+    return Setup(ROOT / name, demonstrations, evaluation)
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run of the benchmark and the decodings that it is tried with."""

@@ -10,13 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from report import publish, quick_from_command_line
-from stitch import BC, ROOT, Run, Setup, figure_of, mean_over_seeds, run_all, successes
+from stitch import BC, Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 
 from robot_qsft import recipes
-from robot_qsft.collect import CollectConfig
 from robot_qsft.evaluate import EvaluationConfig
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig
 
 BETAS = (4.0, 8.0, 32.0)
 
@@ -28,14 +26,11 @@ def main() -> int:
     base = recipes.images()
     if quick:
         base = replace(base, steps=50, validate_every=50)
-    setup = Setup(
-        ROOT / ("stitch_images_quick" if quick else "stitch_images"),
-        CollectConfig(
-            "stitch",
-            episodes=100 if quick else 2400,
-            environment=EnvironmentConfig("Stitch", cameras=("front",)),
-        ),
-        EvaluationConfig(episodes=4 if quick else 100),
+    setup = stitch_setup(
+        "stitch_images_quick" if quick else "stitch_images",
+        ("front",),
+        episodes=100 if quick else 2400,
+        evaluation=EvaluationConfig(episodes=4 if quick else 100),
     )
     best = DecodingConfig()
     tilted = tuple(replace(best, beta=beta) for beta in BETAS)

@@ -9,13 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from report import publish, quick_from_command_line
-from stitch import BC, BC_SAMPLED, ROOT, Run, Setup, figure_of, mean_over_seeds, run_all, successes
+from stitch import BC, BC_SAMPLED, Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 
 from robot_qsft import recipes
-from robot_qsft.collect import CollectConfig
 from robot_qsft.evaluate import EvaluationConfig
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig
 from robot_qsft.train import TrainConfig
 
 BETAS = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -31,14 +29,11 @@ def main() -> int:
     base = recipes.state()
     if quick:
         base = replace(base, steps=300, validate_every=300)
-    setup = Setup(
-        ROOT / ("stitch_state_quick" if quick else "stitch_state"),
-        CollectConfig(
-            "stitch",
-            episodes=200 if quick else 2400,
-            environment=EnvironmentConfig("Stitch", cameras=()),
-        ),
-        EvaluationConfig(episodes=10 if quick else 100),
+    setup = stitch_setup(
+        "stitch_state_quick" if quick else "stitch_state",
+        (),
+        episodes=200 if quick else 2400,
+        evaluation=EvaluationConfig(episodes=10 if quick else 100),
     )
     best = DecodingConfig()
     tilted = tuple(replace(best, beta=beta) for beta in BETAS)

@@ -14,15 +14,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from report import RESULTS, publish, quick_from_command_line
-from stitch import ROOT, Run, Setup, figure_of, run_all
+from stitch import Run, figure_of, run_all, stitch_setup
 
 from robot_qsft import recipes
-from robot_qsft.collect import CollectConfig
 from robot_qsft.demo_report import calibration
 from robot_qsft.evaluate import Evaluation, EvaluationConfig
 from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.report import Calibration
-from robot_qsft.sim.environment import EnvironmentConfig
 
 FIRST_SEED = 20_000_000
 BETAS = (2.0, 8.0, 16.0)
@@ -36,14 +34,11 @@ def main() -> int:
     base = recipes.state()
     if quick:
         base = replace(base, steps=300, validate_every=300)
-    setup = Setup(
-        ROOT / ("stitch_state_quick" if quick else "stitch_state"),
-        CollectConfig(
-            "stitch",
-            episodes=200 if quick else 2400,
-            environment=EnvironmentConfig("Stitch", cameras=()),
-        ),
-        EvaluationConfig(episodes=10 if quick else 100, first_seed=FIRST_SEED),
+    setup = stitch_setup(
+        "stitch_state_quick" if quick else "stitch_state",
+        (),
+        episodes=200 if quick else 2400,
+        evaluation=EvaluationConfig(episodes=10 if quick else 100, first_seed=FIRST_SEED),
     )
     # Weaker tilts fail more often, so values are tested over a wider range of returns.
     decodings = tuple(DecodingConfig(beta=beta) for beta in BETAS)
