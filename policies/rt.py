@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robot_qsft.policies.heads import TokenHeads, TokenLogProbabilities
 from robot_qsft.policies.instructions import BUCKETS
 from robot_qsft.policies.transformer import CausalTransformer, KeyValue
-from robot_qsft.policies.vision import STEM_STRIDE, ImageTokenizer
+from robot_qsft.policies.vision import STEM_STRIDE, ImageTokenizer, Pooling
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class RTConfig:
         width: of the transformer.
         layers: transformer blocks.
         attention_heads: per block.
-        stem_channels: of the three convolutions that see each camera.
-        image_tokens: tokens that TokenLearner keeps per camera.
+        stem_channels: of the two convolutions that see each camera.
+        image_tokens: per camera.
+        image_pooling: how they are made of the stem's positions: "grid" reads each position with
+            weights of its own; "token_learner" averages, for images too large for that.
         instruction_words: words read from the instruction; 0 where data holds only one.
         dropout: in every block while training.
         likelihood_heads: H; values are the minimum of them.
@@ -41,8 +43,9 @@ class RTConfig:
     width: int = 128
     layers: int = 3
     attention_heads: int = 4
-    stem_channels: tuple[int, int, int] = (16, 32, 64)
-    image_tokens: int = 8
+    stem_channels: tuple[int, int] = (32, 64)
+    image_tokens: int = 2
+    image_pooling: Pooling = "grid"
     instruction_words: int = 0
     dropout: float = 0.1
     likelihood_heads: int = 2
@@ -86,7 +89,7 @@ class PolicySpec:
     discrete: tuple[bool, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an image size that the stem cannot halve three times.
+        """Refuse an image size that the stem's strides do not divide.
 
         Raises:
             ValueError: naming the field.
@@ -130,6 +133,7 @@ class Trunk(nn.Module):
                 channels=config.stem_channels,
                 width=width,
                 tokens=config.image_tokens,
+                pooling=config.image_pooling,
             )
             for _ in spec.cameras
         )

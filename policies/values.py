@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 Backup: TypeAlias = Literal["soft", "max"]
-Extraction: TypeAlias = Literal["ratio", "paper"]
 
 MASKED_LOGIT = -1e9
 """Logit of a bin that does not exist; finite, so that 0 * logit stays 0."""
@@ -64,11 +63,6 @@ def tilt(log_pi_BDK: Tensor, q_BDK: Tensor, *, beta: float, threshold: float) ->
         return log_pi_BDK
     tilted_BDK = torch.add(log_pi_BDK, q_BDK, alpha=beta)
     return tilted_BDK.masked_fill_(~support(log_pi_BDK, threshold), MASKED_LOGIT)
-
-
-def paper_tilting(log_pi_BDK: Tensor, log_p_HBDV: Tensor) -> Tensor:
-    """What the paper's Algorithm 1 tilts by: p(a|s) itself, (B, D, K), that is, Q scaled by pi."""
-    return log_p_HBDV[..., : log_pi_BDK.shape[-1]].amin(dim=0).exp()
 
 
 def demonstrator_value(log_p_HBDV: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ def images() -> TrainConfig:
 
 def state() -> TrainConfig:
     """From low-dimensional state, the simulator's truth included; minutes on two CPU cores."""
-    return TrainConfig(environment_state=True, sampler=SamplerConfig(batch_size=256), steps=3000)
+    return TrainConfig(environment_state=True, sampler=SamplerConfig(batch_size=256))
 
 
 def paper(base: TrainConfig) -> TrainConfig:

@@ -85,7 +85,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    steps: int = 6000
+    steps: int = 3000
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05

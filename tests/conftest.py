@@ -68,7 +68,7 @@ def tiny() -> TrainConfig:
     """Everything that a real run does (dropout, shifts, validation), in a second."""
     return TrainConfig(
         network=RTConfig(
-            width=16, layers=1, attention_heads=2, stem_channels=(4, 4, 8), image_tokens=2
+            width=16, layers=1, attention_heads=2, stem_channels=(4, 8), image_tokens=2
         ),
         sampler=SamplerConfig(batch_size=16),
         steps=12,
@@ -87,7 +87,7 @@ def tiny_arguments() -> list[str]:
     return [
         "images",
         *("--network.width", "16", "--network.layers", "1", "--network.attention-heads", "2"),
-        *("--network.stem-channels", "4", "4", "8", "--network.image-tokens", "2"),
+        *("--network.stem-channels", "4", "8", "--network.image-tokens", "2"),
         *("--sampler.batch-size", "16", "--warmup-steps", "3", "--validation-share", "0.3"),
         *("--validate-every", "5", "--validation-batches", "2", "--device", "cpu"),
     ]

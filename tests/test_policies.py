@@ -24,7 +24,7 @@ from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 from robot_qsft.policies.values import q_values
 
 CONFIG = RTConfig(
-    width=16, layers=2, attention_heads=2, stem_channels=(4, 4, 8), image_tokens=2, dropout=0.2
+    width=16, layers=2, attention_heads=2, stem_channels=(4, 8), image_tokens=2, dropout=0.2
 )
 SPEC = PolicySpec(
     cameras=(),
@@ -43,6 +43,7 @@ LAYOUTS = {
         replace(CONFIG, instruction_words=3),
         replace(SPEC, cameras=("front", "wrist"), environment_state_size=0),
     ),
+    "token learner": (replace(CONFIG, image_pooling="token_learner"), CAMERA_SPEC),
     "separate trunks": (replace(CONFIG, trunks="separate"), CAMERA_SPEC),
     "one head": (replace(CONFIG, likelihood_heads=1), SPEC),
     "no reject token": (replace(CONFIG, reject_token=False), SPEC),
@@ -590,7 +591,7 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "no spec": (lambda f: drop_from_description(f, "spec"), "does not describe a policy"),
     "no method": (lambda f: drop_from_description(f, "method"), "does not describe a policy"),
     "unknown setting": (
-        lambda f: change_description(f, config={"depth": 3, "stem_channels": [1, 1, 1]}),
+        lambda f: change_description(f, config={"depth": 3, "stem_channels": [1, 1]}),
         "does not describe a policy",
     ),
     "tokenizer of another K": (

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from robot_qsft.policies.token_policy import DecodingConfig, Extraction, tilted_logits
 from robot_qsft.policies.values import (
     MASKED_LOGIT,
-    Extraction,
     demonstrator_value,
     max_value,
-    paper_tilting,
     q_values,
     soft_value,
     support,
@@ -187,6 +186,25 @@ def test_tilt_adds_beta_q_to_the_log_odds_and_drops_unsupported_bins(
     assert (policy[..., -1] == 0).all()  # the bin that does not exist
 
 
+@settings(deadline=None)
+@given(shapes, seeds, betas | st.just(0.0), thresholds)
+def test_one_token_is_chosen_by_the_same_logits_and_values(
+    shape: tuple[int, int, int], seed: int, beta: float, threshold: float
+) -> None:
+    _, heads, bins = shape
+    log_pi = log_distribution(seed, (1, 1, bins), missing=1).float()
+    log_p = log_distribution(seed + 1, (heads, 1, 1, bins + 1)).float()
+    q = q_values(log_pi, log_p)
+    expected = tilt(log_pi, q, beta=beta, threshold=threshold)
+    found, found_q = tilted_logits(
+        log_pi[0, 0].numpy(),
+        log_p[:, 0, 0].numpy(),
+        DecodingConfig(beta=beta, support_threshold=threshold),
+    )
+    torch.testing.assert_close(torch.from_numpy(found), expected[0, 0])
+    torch.testing.assert_close(torch.from_numpy(found_q), q[0, 0])
+
+
 @pytest.mark.parametrize(
     ("extraction", "beta", "good_mass"), [("ratio", 8, 0.931), ("paper", 30, 0.148)]
 )
@@ -201,12 +219,17 @@ def test_paper_extraction_hardly_tilts_many_bins(
     log_pi = torch.full((1, 1, 40), 1 / 40).double().log()
     q = torch.where(torch.arange(40) < 4, 0.8, 0.2).double()[None, None]
     log_p = rejecting(log_pi, q)
-    tilted_by = q_values(log_pi, log_p) if extraction == "ratio" else paper_tilting(log_pi, log_p)
-    logits = tilt(log_pi, tilted_by, beta=beta, threshold=0.1)
-    assert float(logits.softmax(dim=-1)[0, 0, :4].sum()) == pytest.approx(good_mass, abs=5e-4)
+    logits, _ = tilted_logits(
+        log_pi[0, 0].numpy(),
+        log_p[:, 0, 0].numpy(),
+        DecodingConfig(beta=beta, extraction=extraction),
+    )
+    chosen = torch.from_numpy(logits).softmax(dim=-1)
+    assert float(chosen[:4].sum()) == pytest.approx(good_mass, abs=5e-4)
 
 
 def test_paper_extraction_takes_the_smaller_of_two_heads() -> None:
-    log_pi = torch.tensor([[[0.5, 0.5]]]).log()
-    log_p = torch.tensor([[[[0.4, 0.1, 0.5]]], [[[0.2, 0.3, 0.5]]]]).log()
-    torch.testing.assert_close(paper_tilting(log_pi, log_p), torch.tensor([[[0.2, 0.1]]]))
+    log_pi = np.log(np.array([0.5, 0.5], np.float32))
+    log_p = np.log(np.array([[0.4, 0.1, 0.5], [0.2, 0.3, 0.5]], np.float32))
+    logits, _ = tilted_logits(log_pi, log_p, DecodingConfig(beta=2.0, extraction="paper"))
+    np.testing.assert_allclose(logits - log_pi, [0.4, 0.2], atol=1e-6)
