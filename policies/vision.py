@@ -63,7 +63,7 @@ class GridPooling(nn.Module):
 
     def forward(self, features_BCN: Tensor) -> Tensor:
         """Tokens (B, M, W)."""
-        tokens_BX = self.project(self.norm(features_BCN.flatten(1)))
+        tokens_BX: Tensor = self.project(self.norm(features_BCN.flatten(1)))
         return rearrange(tokens_BX, "b (m w) -> b m w", m=self.tokens)
 
 

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
-from robot_qsft.console import Counter, TrainingDisplay, console, frame_bar, progress_bar
+from robot_qsft.console import (
+    Counter,
+    TrainingDisplay,
+    complaints,
+    console,
+    frame_bar,
+    progress_bar,
+)
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
@@ -229,10 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(parse(arguments).run())
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        complaints.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print(
+        complaints.print(
             "interrupted; the same command (collect and train: with --resume) goes on from here"
         )
         sys.exit(130)

@@ -20,6 +20,8 @@ _LOG_EVERY = 20
 """Steps between TensorBoard points."""
 
 console = Console()
+complaints = Console(stderr=True, soft_wrap=True)
+"""Why a command ended early; a result piped elsewhere stays free of it."""
 
 
 @contextmanager

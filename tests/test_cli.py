@@ -314,6 +314,17 @@ def test_values_out_of_range_are_refused(command_line, tmp_path, monkeypatch, ar
     assert list(tmp_path.iterdir()) == []
 
 
+def test_complaints_go_to_standard_error(capfd, monkeypatch, tmp_path):
+    from robot_qsft.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["eval", "--run", "nowhere"])
+    printed = capfd.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.out == ""
+
+
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("train", "--data", "x"), ("eval", "--who")])
 def test_what_is_no_command_is_explained(command_line, arguments):
     status, printed = command_line(*arguments)
