@@ -7,6 +7,7 @@ After RT-1 (Brohan et al. 2022, arXiv 2212.06817), with autoregressive action to
 Q-Transformer (Chebotar et al. 2023, arXiv 2309.10150).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +34,11 @@ class RTConfig:
         image_pooling: how they are made of the stem's positions: "grid" reads each position with
             weights of its own; "token_learner" averages, for images too large for that.
         instruction_words: words read from the instruction; 0 where data holds only one.
-        dropout: in every block while training.
+        dropout: in every block while training. It biases p / pi, and the bias grows from backup
+            to backup until every value is high; noise on the inputs does not.
+        state_noise: standard deviation of the Gaussian noise on the low-dimensional inputs while
+            training, in theirs over the data. A continuous state is seen once: without noise it
+            is learnt by heart (Sinha et al. 2021, arXiv 2103.06326).
         likelihood_heads: H; values are the minimum of them.
         reject_token: whether p has one token more than pi (all but the paper's Eq. 3).
         trunks: "shared" heads sit on one trunk; "separate" gives p a trunk of its own (paper).
@@ -47,7 +52,8 @@ class RTConfig:
     image_tokens: int = 2
     image_pooling: Pooling = "grid"
     instruction_words: int = 0
-    dropout: float = 0.1
+    dropout: float = 0.0
+    state_noise: float = 0.1
     likelihood_heads: int = 2
     reject_token: bool = True
     trunks: Literal["shared", "separate"] = "shared"
@@ -64,6 +70,8 @@ class RTConfig:
                 f"width must be a multiple of attention_heads, got {self.width} "
                 f"and {self.attention_heads}"
             )
+        if not 0 <= self.state_noise < math.inf:
+            raise ValueError(f"state_noise must be finite and at least 0, got {self.state_noise}")
         if self.likelihood_heads < 1:
             raise ValueError(f"likelihood_heads must be at least 1, got {self.likelihood_heads}")
 
@@ -127,6 +135,7 @@ class Trunk(nn.Module):
         super().__init__()
         width = config.width
         self.cameras = spec.cameras
+        self.state_noise = config.state_noise
         self.image_tokenizers = nn.ModuleList(
             ImageTokenizer(
                 image_size=spec.image_size,
@@ -158,6 +167,8 @@ class Trunk(nn.Module):
         """Prefix tokens (B, P, W): instruction, cameras, and last the state."""
         state_BX = torch.cat([inputs.state_BS, inputs.environment_state_BE], dim=1)
         state_BX = (state_BX - self.state_mean) / self.state_std
+        if self.training:
+            state_BX = state_BX + self.state_noise * torch.randn_like(state_BX)
         tokens = [] if self.words is None else [self.words(inputs.words_BI)]
         for camera, tokenizer in zip(self.cameras, self.image_tokenizers, strict=True):
             tokens.append(tokenizer(inputs.images[camera]))

@@ -37,7 +37,7 @@ class ObjectiveConfig:
 
     form: Literal["reject", "spread"] = "reject"
     backup: Backup = "soft"
-    backup_beta: float = 5.0
+    backup_beta: float = 3.0
     support_threshold: float = 0.1
     discount: float = 0.97
     steps: int = 5

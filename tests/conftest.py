@@ -68,7 +68,7 @@ def tiny() -> TrainConfig:
     """Everything that a real run does (dropout, shifts, validation), in a second."""
     return TrainConfig(
         network=RTConfig(
-            width=16, layers=1, attention_heads=2, stem_channels=(4, 8), image_tokens=2
+            width=16, layers=1, attention_heads=2, stem_channels=(4, 8), image_tokens=2, dropout=0.1
         ),
         sampler=SamplerConfig(batch_size=16),
         steps=12,

@@ -163,6 +163,15 @@ def test_token_is_seen_by_later_dimensions_only(trunks: Any, changed: int) -> No
     assert (least[changed + 1 :] > 1e-2).all()
 
 
+def test_states_are_noisy_in_training_only() -> None:
+    network = stirred_network(replace(CONFIG, dropout=0.0, state_noise=0.5), SPEC)
+    inputs = random_inputs(CONFIG, SPEC)
+    with torch.no_grad():
+        assert torch.equal(network.trunk.observe(inputs), network.trunk.observe(inputs))
+        network.train()
+        assert not torch.equal(network.trunk.observe(inputs), network.trunk.observe(inputs))
+
+
 WHOLE_CONFIG, WHOLE_SPEC = (
     replace(CONFIG, instruction_words=3),
     replace(SPEC, cameras=("front", "wrist")),
