@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPECHECK := build/typecheck
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/robot_qsft/wheels
+DOWNLOAD := $(BIN)/pip download --quiet --no-cache-dir --constraint constraints.txt --dest $(WHEELS)
+INSTALL := $(BIN)/pip install --quiet --no-index --find-links $(WHEELS) --constraint constraints.txt
 
-.PHONY: help demo test test-slow lint format picture system-packages clean
+.PHONY: help demo test test-slow lint format picture wheels system-packages clean
 
 help:
 	@echo "make demo             mixed demonstrations to a policy that beats them, and a report"
@@ -43,12 +46,22 @@ picture: system-packages
 	--user-data-dir="$$(mktemp -d)" --window-size=1280,1640 \
 	--screenshot=docs/report.png "file://$(CURDIR)/runs/demo/report.html"
 
-# torch goes first: with it in place no other package asks the registry for a newer build.
+# Packages are kept in WHEELS rather than in pip's cache, which is of no use without a network:
+# with them there, a fresh clone sets itself up offline.
+# torch goes first: with it in place no other package asks the index for a newer build.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt "setuptools>=77" torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -VV | cat - $^ | cmp --silent - $(WHEELS)/kept-for || $(MAKE) --no-print-directory wheels
+	$(INSTALL) setuptools torch
+	$(INSTALL) --no-build-isolation --editable ".[dev]"
 	touch $@
+
+wheels:
+	rm -rf $(WHEELS)
+	$(DOWNLOAD) "setuptools>=77" torch
+	$(INSTALL) setuptools torch
+	$(DOWNLOAD) --no-build-isolation ".[dev]"
+	$(BIN)/python -VV | cat - pyproject.toml constraints.txt >$(WHEELS)/kept-for
 
 # Tests that need a browser skip with the reason where it is not installed.
 system-packages:

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from robot_qsft.evaluate import write_json
+from robot_qsft.json_file import write_json
 from robot_qsft.machine import commit, processor, versions
 
 RESULTS = Path(__file__).parent / "results"

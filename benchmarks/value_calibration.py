@@ -17,10 +17,9 @@ from report import RESULTS, publish, quick_from_command_line
 from stitch import Run, figure_of, run_all, stitch_setup
 
 from robot_qsft import recipes
-from robot_qsft.demo_report import calibration
+from robot_qsft.calibration import Calibration, calibration
 from robot_qsft.evaluate import Evaluation, EvaluationConfig
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.report import Calibration
 
 FIRST_SEED = 20_000_000
 BETAS = (2.0, 8.0, 16.0)

@@ -85,11 +85,15 @@ class TokenHeads(nn.Module):
             likelihood_hidden_BTW: what the likelihood heads read; the same where trunks are shared.
             first: action dimension of the first token.
         """
+        joint_HBTV = self.joint(hidden_BTW, likelihood_hidden_BTW, first)
+        return TokenLogProbabilities(joint_HBTV[0, ..., : self.bins], joint_HBTV[1:])
+
+    def joint(self, hidden_BTW: Tensor, likelihood_hidden_BTW: Tensor, first: int = 0) -> Tensor:
+        """What `forward` gives in one tensor (1 + H, B, T, V): behaviour first, reject masked."""
         if likelihood_hidden_BTW is hidden_BTW:
-            all_HBTV = self._read(hidden_BTW, first, 0, None)
-            return TokenLogProbabilities(all_HBTV[0, ..., : self.bins], all_HBTV[1:])
-        likelihood_HBTV = self._read(likelihood_hidden_BTW, first, 1, None)
-        return TokenLogProbabilities(self.behaviour(hidden_BTW, first), likelihood_HBTV)
+            return self._read(hidden_BTW, first, 0, None)
+        behaviour_1BTV = self._read(hidden_BTW, first, 0, 1)
+        return torch.cat([behaviour_1BTV, self._read(likelihood_hidden_BTW, first, 1, None)])
 
     def behaviour(self, hidden_BTW: Tensor, first: int = 0) -> Tensor:
         """Log-probabilities (B, T, K) of the behaviour head alone."""

@@ -251,12 +251,9 @@ class Decoder:
         """Log-probabilities (B, 1, K) of the next token under the behaviour head alone."""
         return self._network.heads.behaviour(self._hidden[0], self._dimension)
 
-    def log_probabilities(self) -> TokenLogProbabilities:
-        """Log-probabilities of the next token under both heads, T = 1."""
-        log_probabilities: TokenLogProbabilities = self._network.heads(
-            self._hidden[0], self._hidden[-1], self._dimension
-        )
-        return log_probabilities
+    def log_heads(self) -> Tensor:
+        """Log-probabilities (1 + H, B, 1, V) of the next token, see `TokenHeads.joint`."""
+        return self._network.heads.joint(self._hidden[0], self._hidden[-1], self._dimension)
 
     def append(self, tokens_B: Tensor) -> None:
         """Continue the action by one token."""

@@ -1,16 +1,17 @@
 """The policy that acts by a token network.
 
-Shape legend: A, D action dimensions (tokens), H likelihood heads, K bins, V = K + 1.
+Shape legend: A, D action dimensions (tokens), H likelihood heads, V bins and, where p has one, the
+reject token.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import ActionChunk, Observation
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
@@ -105,16 +106,14 @@ class TokenPolicy:
             if tokens:
                 decoder.append(torch.tensor(tokens[-1:], device=self._device))
             if self._has_values:
-                both = decoder.log_probabilities()
-                log_pi_K = both.behaviour_BDK.cpu().numpy()[0, 0]
-                log_p_HV = both.likelihood_HBDV.cpu().numpy()[:, 0, 0]
-                logits_K, q_K = tilted_logits(log_pi_K, log_p_HV, self._decoding)
-                tokens.append(self._choose(logits_K))
-                value = float(q_K[tokens[-1]])  # the last token's is that of the whole action
+                log_pi_V, *log_p_HV = decoder.log_heads().cpu().numpy()[:, 0, 0].tolist()
+                logits_V, q_V = tilted_logits(log_pi_V, log_p_HV, self._decoding)
+                tokens.append(self._choose(logits_V))
+                value = q_V[tokens[-1]]  # the last token's is that of the whole action
             else:
-                log_pi_K = decoder.log_behaviour().cpu().numpy()[0, 0]
-                tokens.append(self._choose(log_pi_K))
-            log_probability += float(log_pi_K[tokens[-1]])
+                log_pi_V = decoder.log_behaviour().cpu().numpy()[0, 0].tolist()
+                tokens.append(self._choose(log_pi_V))
+            log_probability += log_pi_V[tokens[-1]]
         if not math.isfinite(log_probability) or not math.isfinite(value or 0.0):
             raise ValueError(
                 "the network's output holds NaN, which no action stands for; its training diverged "
@@ -122,10 +121,10 @@ class TokenPolicy:
             )
         return ActionChunk(self._tokenizer.decode(np.array([tokens])), value, log_probability)
 
-    def _choose(self, logits_K: NDArray[np.float32]) -> int:
+    def _choose(self, logits_V: list[float]) -> int:
         if self._decoding.sample:  # the largest of logits with Gumbel noise is a draw
-            return int((logits_K + self._rng.gumbel(size=len(logits_K))).argmax())
-        return int(logits_K.argmax())
+            return int((logits_V + self._rng.gumbel(size=len(logits_V))).argmax())
+        return logits_V.index(max(logits_V))
 
     def _inputs(self, observation: Observation) -> TokenInputs:
         spec = self.spec
@@ -165,18 +164,21 @@ class TokenPolicy:
 
 
 def tilted_logits(
-    log_pi_K: NDArray[np.float32], log_p_HV: NDArray[np.float32], decoding: DecodingConfig
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits to choose one token by, and its Q, each (K,).
+    log_pi_V: Sequence[float], log_p_HV: Sequence[Sequence[float]], decoding: DecodingConfig
+) -> tuple[list[float], list[float]]:
+    """Logits to choose one token by, and its Q, each (V,); Q is 0 off the support.
 
-    `tilt` and `q_values` of one state as arrays: an action waits for them D times, and on so few
-    numbers an array operation takes a third of a tensor operation's time.
+    `tilt` and `q_values` of one state in plain numbers, few of which are on the support: an action
+    waits for them D times, and a single operation on tensors or arrays takes longer than all this.
     """
-    least_K = log_p_HV[:, : len(log_pi_K)].min(axis=0)
-    q_K = np.exp(np.minimum(least_K - log_pi_K, 0))
-    if decoding.beta == 0:
-        return log_pi_K, q_K
-    tilting_K = np.exp(least_K) if decoding.extraction == "paper" else q_K
-    threshold = decoding.support_threshold
-    floor = log_pi_K.max() + math.log(threshold) if threshold else MASKED_LOGIT / 2
-    return np.where(log_pi_K >= floor, log_pi_K + decoding.beta * tilting_K, MASKED_LOGIT), q_K
+    beta, threshold = decoding.beta, decoding.support_threshold
+    by_likelihood = decoding.extraction == "paper"
+    floor = max(log_pi_V) + math.log(threshold) if beta and threshold else MASKED_LOGIT / 2
+    logits_V, q_V = [MASKED_LOGIT] * len(log_pi_V), [0.0] * len(log_pi_V)
+    least_V = map(min, zip(*log_p_HV, strict=True))
+    for token, (log_pi, least) in enumerate(zip(log_pi_V, least_V, strict=True)):
+        if log_pi >= floor:
+            # Not min(), which would drop a NaN.
+            q_V[token] = q = 1.0 if least > log_pi else math.exp(least - log_pi)
+            logits_V[token] = log_pi + beta * (math.exp(least) if by_likelihood else q)
+    return logits_V, q_V

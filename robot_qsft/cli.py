@@ -42,6 +42,7 @@ from robot_qsft.training_state import latest_checkpoint
 
 _RECIPES = {
     "images": recipes.images(),
+    "rt1-images": recipes.rt1_images(),
     "state": recipes.state(),
     "paper-images": recipes.paper(recipes.images()),
     "paper-state": recipes.paper(recipes.state()),

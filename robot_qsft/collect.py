@@ -13,7 +13,7 @@ import tyro
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
-from robot_qsft.evaluate import write_json
+from robot_qsft.json_file import write_json
 from robot_qsft.sim.environment import EnvironmentConfig, make_environment
 from robot_qsft.sim.recipes import Quality, attempts
 from robot_qsft.sim.rollouts import Rollout, rollouts

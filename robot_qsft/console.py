@@ -101,6 +101,7 @@ class TrainingDisplay:
 
     def _log(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
-            self._writer = SummaryWriter(str(self._log_folder))
+            # A run that is gone on with repeats the steps after its last checkpoint.
+            self._writer = SummaryWriter(str(self._log_folder), purge_step=step)
         for name, value in metrics.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)

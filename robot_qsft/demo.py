@@ -20,8 +20,8 @@ from robot_qsft.evaluate import (
     PolicyFactory,
     compare,
     evaluate,
-    write_json,
 )
+from robot_qsft.json_file import write_json
 from robot_qsft.machine import commit, peak_memory_bytes, processor, versions
 from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.report import write_report

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from robot_qsft.calibration import calibration, discounted_returns
 from robot_qsft.datasets.features import DatasetInfo
 from robot_qsft.datasets.outcomes import infer_outcomes
 from robot_qsft.datasets.tables import Tables
-from robot_qsft.evaluate import EpisodeResult, Evaluation, film
-from robot_qsft.intervals import Estimate, spearman
+from robot_qsft.evaluate import Evaluation, film
+from robot_qsft.intervals import Estimate
 from robot_qsft.report import (
-    Calibration,
     DataSummary,
     Difference,
     Example,
@@ -77,23 +76,6 @@ def demo_contents(
         data=_data_summary(tables, info, environment),
         facts=facts,
     )
-
-
-def discounted_returns(episode: EpisodeResult, discount: float) -> NDArray[np.float64]:
-    """Return reached from every step of an episode that pays 1 on success, (T,)."""
-    ahead = np.arange(episode.steps - 1, -1, -1, dtype=np.float64)
-    return float(episode.success) * discount**ahead
-
-
-def calibration(evaluation: Evaluation, discount: float) -> Calibration:
-    """Predicted value of every chosen action against the return that followed it."""
-    values = np.concatenate([episode.values for episode in evaluation.episodes])
-    returns = np.concatenate([discounted_returns(one, discount) for one in evaluation.episodes])
-    groups = np.repeat(
-        np.arange(len(evaluation.episodes)), [episode.steps for episode in evaluation.episodes]
-    )
-    correlation = spearman(values, returns, groups, np.random.default_rng(0))
-    return Calibration(values, returns, groups, correlation)
 
 
 def _film(method: DemoMethod, environment: EnvironmentConfig) -> Film:

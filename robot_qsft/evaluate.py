@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.interface import ActionChunk, Observation, Policy, Vector
 from robot_qsft.film import write_mp4
 from robot_qsft.intervals import Estimate, paired_difference, wilson
+from robot_qsft.json_file import write_json
 from robot_qsft.machine import versions
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 from robot_qsft.sim.environment import EnvironmentConfig
@@ -215,14 +216,6 @@ class _Replay:
         """All actions at once."""
         actions: Vector = np.frombuffer(self.buffer, np.float32).reshape(self.shape)
         return ActionChunk(actions)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    temporary.rename(path)
 
 
 def read_evaluation(folder: Path) -> Evaluation:

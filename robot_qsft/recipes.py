@@ -4,12 +4,30 @@ from dataclasses import replace
 
 from robot_qsft.datasets.batches import SamplerConfig
 from robot_qsft.objective import ObjectiveConfig
+from robot_qsft.policies.rt import RTConfig
 from robot_qsft.train import TrainConfig
 
 
 def images() -> TrainConfig:
     """From camera images and proprioception."""
     return TrainConfig()
+
+
+def rt1_images() -> TrainConfig:
+    """From images and an instruction, a network of the size of RT-1 (34M parameters); for a GPU.
+
+    Brohan et al. 2022 (arXiv 2212.06817): eight tokens per image by TokenLearner, eight layers.
+    """
+    network = RTConfig(
+        width=576,
+        layers=8,
+        attention_heads=8,
+        stem_channels=(64, 128),
+        image_tokens=8,
+        image_pooling="token_learner",
+        instruction_words=12,
+    )
+    return TrainConfig(network=network, learning_rate=3e-4)
 
 
 def state() -> TrainConfig:

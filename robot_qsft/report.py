@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from robot_qsft.calibration import Calibration
 from robot_qsft.datasets.interface import Image
 from robot_qsft.film import encode_mp4, film_strip, jpeg
 from robot_qsft.intervals import Estimate
@@ -102,23 +103,6 @@ class ValueTrace:
     returns: NDArray[np.floating]
     stills: Image
     still_steps: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Predicted values and discounted returns of steps pooled over episodes.
-
-    Attributes:
-        values: predicted, float (n,).
-        returns: what came, float (n,).
-        episodes: which episode each step is of, int (n,).
-        rank_correlation: Spearman's, with its 95% interval.
-    """
-
-    values: NDArray[np.floating]
-    returns: NDArray[np.floating]
-    episodes: NDArray[np.integer]
-    rank_correlation: Estimate
 
 
 @dataclass(frozen=True)

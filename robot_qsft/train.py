@@ -27,6 +27,7 @@ from robot_qsft.datasets.batches import (
 )
 from robot_qsft.datasets.outcomes import check_rewards
 from robot_qsft.datasets.tables import Tables
+from robot_qsft.json_file import write_json
 from robot_qsft.learning_step import Collator, Losses, Method, losses
 from robot_qsft.objective import ObjectiveConfig, smoothing_kernels
 from robot_qsft.policies.action_tokenizer import ActionTokenizer, TokenizerConfig
@@ -331,10 +332,7 @@ def start_run(
             load_checkpoint(checkpoint, state)
             _check_same_data(checkpoint, state.network.spec, tokenizer)
         return
-    run.mkdir(parents=True, exist_ok=True)
-    temporary = description.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=1))
-    temporary.rename(description)
+    write_json(description, settings)
 
 
 def _check_same_data(checkpoint: Path, spec: PolicySpec, tokenizer: ActionTokenizer) -> None:

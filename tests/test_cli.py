@@ -86,6 +86,7 @@ def test_help_of_the_program_names_every_command(process_environment):
         (("collect",), {"--episodes INT": "2400", "--workers INT": "0", "--seed INT": "0"}),
         (("train",), {"--image-size INT": "64", "--cameras": "None"}),
         (("train", "images"), {"--steps INT": "", "--objective.discount FLOAT": "0.97"}),
+        (("train", "rt1-images"), {"--network.layers INT": "8"}),
         (("train", "state"), {"--sampler.batch-size INT": "256"}),
         (("train", "paper-images"), {"--objective.form {reject,spread}": "spread"}),
         (("train", "paper-state"), {"--objective.backup {soft,max}": "max"}),

@@ -21,7 +21,7 @@ from robot_qsft.policies.heads import TokenLogProbabilities
 from robot_qsft.policies.instructions import BUCKETS
 from robot_qsft.policies.rt import Decoder, PolicySpec, RTConfig, RTNetwork, TokenInputs
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
-from robot_qsft.policies.values import q_values
+from robot_qsft.policies.values import MASKED_LOGIT, q_values
 
 CONFIG = RTConfig(
     width=16, layers=2, attention_heads=2, stem_channels=(4, 8), image_tokens=2, dropout=0.2
@@ -134,9 +134,11 @@ def test_decoder_gives_the_same_as_the_whole_pass(config: RTConfig, spec: Policy
             decoder.append(tokens[:, dimension - 1])
         behaviour = whole.behaviour_BDK[:, dimension : dimension + 1]
         likelihood = whole.likelihood_HBDV[:, :, dimension : dimension + 1]
-        step = decoder.log_probabilities()
-        torch.testing.assert_close(step.behaviour_BDK, behaviour, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(step.likelihood_HBDV, likelihood, atol=1e-4, rtol=1e-4)
+        step = decoder.log_heads()
+        bins = behaviour.shape[-1]
+        torch.testing.assert_close(step[0, ..., :bins], behaviour, atol=1e-4, rtol=1e-4)
+        assert (step[0, ..., bins:] < MASKED_LOGIT / 2).all()
+        torch.testing.assert_close(step[1:], likelihood, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(decoder.log_behaviour(), behaviour, atol=1e-4, rtol=1e-4)
 
 

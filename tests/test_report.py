@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from robot_qsft.calibration import Calibration
 from robot_qsft.intervals import Estimate, paired_difference, spearman, wilson
 from robot_qsft.report import (
-    Calibration,
     DataSummary,
     Difference,
     Example,

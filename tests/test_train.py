@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robot_qsft import recipes
+from robot_qsft.console import TrainingDisplay
 from robot_qsft.datasets.batches import SamplerConfig, TrainingData
 from robot_qsft.datasets.interface import Observation
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.policies.checkpoint import load_policy
+from robot_qsft.policies.rt import PolicySpec, RTNetwork
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 from robot_qsft.train import TrainConfig, learning_rate_at, train
 from robot_qsft.training_data import load_training_data
@@ -236,6 +239,17 @@ def test_a_run_of_nothing_is_refused(name):
         TrainConfig(**{name: 0})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "least", "most"),
+    [(recipes.images, 1e6, 2e6), (recipes.state, 5e5, 1e6), (recipes.rt1_images, 3e7, 4e7)],
+)
+def test_networks_are_as_large_as_their_recipes_say(recipe, least, most):
+    config = recipe()
+    cameras = () if config.environment_state else ("front",)
+    spec = PolicySpec(cameras, 64, 8, 10, (24, 24, 24, 2), (False, False, False, True))
+    assert least < RTNetwork(config.network, spec).parameter_count() < most
+
+
 @pytest.mark.parametrize("recipe", [recipes.bc, recipes.filtered_bc, recipes.paper])
 def test_recipes_train_and_act(tiny, training_data, tmp_path, recipe):
     config = replace(recipe(tiny), environment_state=True)
@@ -374,6 +388,16 @@ def test_log_can_be_read_by_tensorboard(demonstrations, tiny_arguments, command_
     assert [event.step for event in log.Scalars("train/loss")] == [20]
     assert all(np.isfinite(event.value) for event in log.Scalars("validation/behaviour"))
     assert 0 <= log.Scalars("train/data_wait_share")[0].value <= 1
+
+
+def test_steps_that_a_resumed_run_repeats_are_logged_once(tmp_path):
+    for last in (60, 40):  # killed after step 60, gone on with from a checkpoint before 20
+        display = TrainingDisplay(Progress(), "run", 60, tmp_path)
+        for step in range(20, last + 1, 20):
+            display.step(step, {"loss": float(last), "step_s": 0.1, "data_wait_share": 0.0})
+        display.close()
+    log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(one.step, one.value) for one in log.Scalars("train/loss")] == [(20, 40.0), (40, 40.0)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")

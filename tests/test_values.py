@@ -197,12 +197,14 @@ def test_one_token_is_chosen_by_the_same_logits_and_values(
     q = q_values(log_pi, log_p)
     expected = tilt(log_pi, q, beta=beta, threshold=threshold)
     found, found_q = tilted_logits(
-        log_pi[0, 0].numpy(),
-        log_p[:, 0, 0].numpy(),
+        [*log_pi[0, 0].tolist(), MASKED_LOGIT],
+        log_p[:, 0, 0].tolist(),
         DecodingConfig(beta=beta, support_threshold=threshold),
     )
-    torch.testing.assert_close(torch.from_numpy(found), expected[0, 0])
-    torch.testing.assert_close(torch.from_numpy(found_q), q[0, 0])
+    supported = support(log_pi, threshold if beta else 0.0)
+    torch.testing.assert_close(torch.tensor(found[:-1]), expected[0, 0])
+    torch.testing.assert_close(torch.tensor(found_q[:-1]), (q * supported)[0, 0])
+    assert (found[-1], found_q[-1]) == (MASKED_LOGIT, 0), "the reject token is no action"
 
 
 @pytest.mark.parametrize(
@@ -220,16 +222,17 @@ def test_paper_extraction_hardly_tilts_many_bins(
     q = torch.where(torch.arange(40) < 4, 0.8, 0.2).double()[None, None]
     log_p = rejecting(log_pi, q)
     logits, _ = tilted_logits(
-        log_pi[0, 0].numpy(),
-        log_p[:, 0, 0].numpy(),
+        [*log_pi[0, 0].tolist(), MASKED_LOGIT],
+        log_p[:, 0, 0].tolist(),
         DecodingConfig(beta=beta, extraction=extraction),
     )
-    chosen = torch.from_numpy(logits).softmax(dim=-1)
+    chosen = torch.tensor(logits).softmax(dim=-1)
     assert float(chosen[:4].sum()) == pytest.approx(good_mass, abs=5e-4)
 
 
 def test_paper_extraction_takes_the_smaller_of_two_heads() -> None:
-    log_pi = np.log(np.array([0.5, 0.5], np.float32))
-    log_p = np.log(np.array([[0.4, 0.1, 0.5], [0.2, 0.3, 0.5]], np.float32))
-    logits, _ = tilted_logits(log_pi, log_p, DecodingConfig(beta=2.0, extraction="paper"))
-    np.testing.assert_allclose(logits - log_pi, [0.4, 0.2], atol=1e-6)
+    log_pi = np.log([0.5, 0.5])
+    log_p = np.log([[0.4, 0.1, 0.5], [0.2, 0.3, 0.5]])
+    decoding = DecodingConfig(beta=2.0, extraction="paper")
+    logits, _ = tilted_logits([*log_pi.tolist(), MASKED_LOGIT], log_p.tolist(), decoding)
+    np.testing.assert_allclose(logits[:-1] - log_pi, [0.4, 0.2], atol=1e-12)
