@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robot_qsft.console import console
-from robot_qsft.precision import cpu_multiplies_bfloat16
+from robot_qsft.precision import cpu_has_amx
 
 _PYTHON = (3, 11)
 _PACKAGES = ("torch", "numpy", "pybullet", "gymnasium", "av", "opencv-python-headless", "pyarrow")
@@ -158,8 +158,8 @@ def _renderer(renderer: Literal["tiny", "egl"]) -> Finding:
 
 
 def _bfloat16() -> Finding:
-    works = cpu_multiplies_bfloat16()
-    detail = "AVX-512 BF16 or AMX" if works else "no such instructions known; float32 is used"
+    works = cpu_has_amx()
+    detail = "AMX" if works else "no AMX known; float32 is used"
     mend = "a CPU with AMX trains several times as fast"
     return _found("bfloat16 on the CPU", works, detail, mend, False)
 
