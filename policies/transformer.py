@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 """Keys and values of the tokens seen so far, each (B, H, S, Z)."""
@@ -25,7 +26,10 @@ class Block(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.ReLU(inplace=True),  # a new tensor of this size costs more than the operation
+            nn.Linear(4 * width, width),
         )
         self.dropout = nn.Dropout(dropout)
         future_TT = torch.ones(max_tokens, max_tokens, dtype=torch.bool).triu(1)
@@ -42,11 +46,15 @@ class Block(nn.Module):
         if past is not None:
             key = torch.cat([past[0], key], dim=2)
             value = torch.cat([past[1], value], dim=2)
-        # Written out: on a dozen tokens the fused CPU kernel's backward is ten times slower.
-        scores = (query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
-        if past is None:
-            scores = scores.masked_fill(self.future_TT[: x_BTW.shape[1], : x_BTW.shape[1]], -1e4)
-        attended = scores.softmax(dim=-1) @ value
+        if torch.is_grad_enabled():
+            # Written out: on a dozen tokens the fused CPU kernel's backward is ten times slower.
+            scores = (query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
+            if past is None:
+                future_TT = self.future_TT[: x_BTW.shape[1], : x_BTW.shape[1]]
+                scores = scores.masked_fill(future_TT, -1e4)
+            attended = scores.softmax(dim=-1) @ value
+        else:
+            attended = scaled_dot_product_attention(query, key, value, is_causal=past is None)
         attended_BTW = rearrange(attended, "b h t z -> b t (h z)")
         x_BTW = x_BTW + self.dropout(self.attention_out(attended_BTW))
         x_BTW = x_BTW + self.dropout(self.feed_forward(x_BTW))

@@ -32,9 +32,9 @@ class ImageTokenizer(nn.Module):
         # Most of the work is where the image is still large, hence the first stride of 4.
         self.stem = nn.Sequential(
             nn.Conv2d(3, first, kernel_size=6, stride=4, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         pool = GridPooling if pooling == "grid" else TokenLearner
         positions = (image_size // STEM_STRIDE) ** 2

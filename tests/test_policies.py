@@ -123,6 +123,21 @@ def test_distributions_are_normalised_over_the_bins_that_exist(
 
 
 @layouts
+def test_learning_and_acting_read_the_same(config: RTConfig, spec: PolicySpec) -> None:
+    """Attention is computed in another way where no gradient is asked for."""
+    network, tokens = stirred_network(config, spec), random_tokens(spec)
+    inputs = random_inputs(config, spec)
+    learning = network(inputs, tokens)
+    with torch.no_grad():
+        acting = network(inputs, tokens)
+    assert learning.behaviour_BDK.requires_grad
+    torch.testing.assert_close(learning.behaviour_BDK, acting.behaviour_BDK, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        learning.likelihood_HBDV, acting.likelihood_HBDV, atol=1e-5, rtol=1e-4
+    )
+
+
+@layouts
 @torch.no_grad()
 def test_decoder_gives_the_same_as_the_whole_pass(config: RTConfig, spec: PolicySpec) -> None:
     network, tokens = stirred_network(config, spec), random_tokens(spec)
