@@ -18,8 +18,8 @@ from robot_qsft.train import TrainConfig
 
 BETAS = (2.0, 4.0, 8.0, 16.0, 32.0)
 BINS = (12, 48)
-STEPS = (1, 3, 10)
-EPISODES = (300, 600, 1200)
+STEPS = (1, 10)
+EPISODES = (300, 1200)
 
 
 def main() -> int:
