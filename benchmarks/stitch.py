@@ -22,8 +22,6 @@ from robot_qsft.train_many import Job, train_many
 from robot_qsft.training_data import DataSource, load_training_data
 
 ROOT = Path(__file__).parent.parent / "runs" / "benchmarks"
-BC = DecodingConfig(beta=0)
-BC_SAMPLED = DecodingConfig(beta=0, sample=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def run_all(
 
 def decoding_label(decoding: DecodingConfig) -> str:
     """Short and fit for a folder's name."""
-    return f"beta-{decoding.beta:g}" + ("-sampled" if decoding.sample else "")
+    return f"beta-{decoding.beta:g}-temperature-{decoding.temperature:g}"
 
 
 def successes(

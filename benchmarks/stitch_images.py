@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from report import publish, quick_from_command_line
-from stitch import BC, Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
+from stitch import Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 
 from robot_qsft import recipes
 from robot_qsft.evaluate import EvaluationConfig
-from robot_qsft.policies.token_policy import DecodingConfig
+from robot_qsft.policies.token_policy import BC_GREEDY, DecodingConfig
 
 
 def main() -> int:
@@ -31,36 +31,50 @@ def main() -> int:
         evaluation=EvaluationConfig(episodes=4 if quick else 100),
     )
     best = DecodingConfig()
-    sampled = replace(best, sample=True)
+    greedy, sampled = replace(best, temperature=0.0), replace(best, temperature=1.0)
+    bc_alike = replace(best, beta=0.0)
     runs = []
     for seed in seeds:
         seeded = replace(base, seed=seed)
         runs += [
-            Run(f"qsft-{seed}", seeded, (best, BC, sampled)),
-            Run(f"bc-{seed}", recipes.bc(seeded), (BC,)),
-            Run(f"filtered-{seed}", recipes.filtered_bc(seeded), (BC,)),
+            Run(f"qsft-{seed}", seeded, (best, BC_GREEDY, greedy, sampled)),
+            Run(f"bc-{seed}", recipes.bc(seeded), (BC_GREEDY, bc_alike)),
+            Run(f"filtered-{seed}", recipes.filtered_bc(seeded), (BC_GREEDY,)),
         ]
     results = run_all(setup, runs)
 
     def outcomes(method: str, decoding: DecodingConfig) -> NDArray[np.float64]:
         return successes(results, [f"{method}-{seed}" for seed in seeds], decoding)
 
-    qsft, bc = outcomes("qsft", best), outcomes("bc", BC)
+    qsft, bc = outcomes("qsft", best), outcomes("bc", BC_GREEDY)
     figures = [
         figure_of(
-            f"Q-SFT, beta {best.beta:g}, greedy: success", mean_over_seeds(qsft), seeds, least=0.85
+            f"Q-SFT, beta {best.beta:g}, temperature {best.temperature:g}: success",
+            mean_over_seeds(qsft),
+            seeds,
+            least=0.85,
         ),
         figure_of("BC trained alone, greedy: success", mean_over_seeds(bc), seeds),
         figure_of("Q-SFT − BC(greedy), paired", mean_over_seeds(qsft - bc), seeds, least=0.55),
         figure_of(
             "filtered BC, greedy: success",
-            mean_over_seeds(outcomes("filtered", BC)),
+            mean_over_seeds(outcomes("filtered", BC_GREEDY)),
             seeds,
             most=0.1,
         ),
         figure_of(
             "behaviour head of the Q-SFT network, greedy: success",
-            mean_over_seeds(outcomes("qsft", BC)),
+            mean_over_seeds(outcomes("qsft", BC_GREEDY)),
+            seeds,
+        ),
+        figure_of(
+            f"BC trained alone, temperature {best.temperature:g}: success",
+            mean_over_seeds(outcomes("bc", bc_alike)),
+            seeds,
+        ),
+        figure_of(
+            f"Q-SFT, beta {best.beta:g}, greedy: success",
+            mean_over_seeds(outcomes("qsft", greedy)),
             seeds,
         ),
         figure_of(

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from report import publish, quick_from_command_line
-from stitch import BC, BC_SAMPLED, Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
+from stitch import Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 
 from robot_qsft import recipes
 from robot_qsft.evaluate import EvaluationConfig
-from robot_qsft.policies.token_policy import DecodingConfig
+from robot_qsft.policies.token_policy import BC_GREEDY, BC_SAMPLED, DecodingConfig
 from robot_qsft.train import TrainConfig
 
 BETAS = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -37,14 +37,15 @@ def main() -> int:
     )
     best = DecodingConfig()
     tilted = tuple(replace(best, beta=beta) for beta in BETAS)
-    sampled = replace(best, sample=True)
+    greedy, sampled = replace(best, temperature=0.0), replace(best, temperature=1.0)
+    bc_alike = replace(best, beta=0.0)
     runs = []
     for seed in seeds:
         seeded = replace(base, seed=seed)
         runs += [
-            Run(f"qsft-{seed}", seeded, (BC, best, sampled, *tilted)),
-            Run(f"bc-{seed}", recipes.bc(seeded), (BC, BC_SAMPLED)),
-            Run(f"filtered-{seed}", recipes.filtered_bc(seeded), (BC,)),
+            Run(f"qsft-{seed}", seeded, (BC_GREEDY, best, greedy, sampled, *tilted)),
+            Run(f"bc-{seed}", recipes.bc(seeded), (BC_GREEDY, bc_alike, BC_SAMPLED)),
+            Run(f"filtered-{seed}", recipes.filtered_bc(seeded), (BC_GREEDY,)),
         ]
         if not quick:
             runs.append(Run(f"long-{seed}", replace(seeded, steps=2 * base.steps), (best,)))
@@ -54,18 +55,23 @@ def main() -> int:
     def outcomes(method: str, decoding: DecodingConfig) -> NDArray[np.float64]:
         return successes(results, [f"{method}-{seed}" for seed in seeds], decoding)
 
-    qsft, bc = outcomes("qsft", best), outcomes("bc", BC)
+    qsft, bc = outcomes("qsft", best), outcomes("bc", BC_GREEDY)
     rows = [
+        (f"Q-SFT, beta {best.beta:g}, greedy", "qsft", greedy),
         (f"Q-SFT, beta {best.beta:g}, sampled", "qsft", sampled),
-        ("BC trained alone, greedy", "bc", BC),
+        ("BC trained alone, greedy", "bc", BC_GREEDY),
+        (f"BC trained alone, temperature {best.temperature:g}", "bc", bc_alike),
         ("BC trained alone, sampled", "bc", BC_SAMPLED),
-        ("behaviour head of the Q-SFT network, greedy", "qsft", BC),
-        ("filtered BC, greedy", "filtered", BC),
+        ("behaviour head of the Q-SFT network, greedy", "qsft", BC_GREEDY),
+        ("filtered BC, greedy", "filtered", BC_GREEDY),
         *((f"Q-SFT over beta: {one.beta:g}", "qsft", one) for one in tilted),
     ]
     figures = [
         figure_of(
-            f"Q-SFT, beta {best.beta:g}, greedy: success", mean_over_seeds(qsft), seeds, least=0.9
+            f"Q-SFT, beta {best.beta:g}, temperature {best.temperature:g}: success",
+            mean_over_seeds(qsft),
+            seeds,
+            least=0.9,
         ),
         figure_of("Q-SFT − BC(greedy), paired", mean_over_seeds(qsft - bc), seeds),
         *(

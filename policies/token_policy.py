@@ -7,6 +7,7 @@ reject token.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -29,7 +30,9 @@ class DecodingConfig:
 
     Attributes:
         beta: tilt toward value, pi(a|s) exp(beta Q(s, a)); 0 is behaviour cloning.
-        sample: draw each token instead of taking the likeliest.
+        temperature: of the draw of each token; 0 takes the likeliest ("greedy"), 1 follows the
+            policy itself. A policy without memory that always takes the likeliest action takes it
+            for ever where it leads back to the same observation; a low temperature gets out.
         extraction: what is tilted by: the "ratio" Q = p / pi, or p itself, that is, Q scaled by pi,
             as in the "paper" (Algorithm 1).
         support_threshold: bins below this share of the likeliest one's probability are not chosen
@@ -37,7 +40,7 @@ class DecodingConfig:
     """
 
     beta: float = 16.0
-    sample: bool = False
+    temperature: float = 0.5
     extraction: Extraction = "ratio"
     support_threshold: float = 0.1
 
@@ -47,10 +50,17 @@ class DecodingConfig:
         Raises:
             ValueError: naming the field.
         """
-        if not (self.beta >= 0 and np.isfinite(self.beta)):
-            raise ValueError(f"beta must be finite and at least 0, got {self.beta}")
+        for name in ("beta", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 <= self.support_threshold <= 1:
             raise ValueError(f"support_threshold must lie in [0, 1], got {self.support_threshold}")
+
+
+BC_GREEDY = DecodingConfig(beta=0, temperature=0)
+"""The likeliest action under the behaviour head."""
+BC_SAMPLED = DecodingConfig(beta=0, temperature=1)
+"""What the demonstrators do, as often as they do it."""
 
 
 class TokenPolicy:
@@ -101,18 +111,19 @@ class TokenPolicy:
         """
         decoder = Decoder(self._network, self._inputs(observation))
         tokens: list[int] = []
+        perturbations_DV = self._perturbations()
         log_probability, value = 0.0, None
-        for _ in self.spec.bins:
+        for dimension in range(len(self.spec.bins)):
             if tokens:
                 decoder.append(torch.tensor(tokens[-1:], device=self._device))
             if self._has_values:
                 log_pi_V, *log_p_HV = decoder.log_heads().cpu().numpy()[:, 0, 0].tolist()
                 logits_V, q_V = tilted_logits(log_pi_V, log_p_HV, self._decoding)
-                tokens.append(self._choose(logits_V))
+                tokens.append(_largest(logits_V, perturbations_DV, dimension))
                 value = q_V[tokens[-1]]  # the last token's is that of the whole action
             else:
                 log_pi_V = decoder.log_behaviour().cpu().numpy()[0, 0].tolist()
-                tokens.append(self._choose(log_pi_V))
+                tokens.append(_largest(log_pi_V, perturbations_DV, dimension))
             log_probability += log_pi_V[tokens[-1]]
         if not math.isfinite(log_probability) or not math.isfinite(value or 0.0):
             raise ValueError(
@@ -121,10 +132,15 @@ class TokenPolicy:
             )
         return ActionChunk(self._tokenizer.decode(np.array([tokens])), value, log_probability)
 
-    def _choose(self, logits_V: list[float]) -> int:
-        if self._decoding.sample:  # the largest of logits with Gumbel noise is a draw
-            return int((logits_V + self._rng.gumbel(size=len(logits_V))).argmax())
-        return logits_V.index(max(logits_V))
+    def _perturbations(self) -> list[list[float]] | None:
+        """Gumbel noise (D, V): the largest of logits with noise is a draw; None for greedy."""
+        if self._decoding.temperature == 0:
+            return None
+        size = (len(self.spec.bins), max(self.spec.bins) + 1)
+        noise_DV: list[list[float]] = self._rng.gumbel(
+            scale=self._decoding.temperature, size=size
+        ).tolist()
+        return noise_DV
 
     def _inputs(self, observation: Observation) -> TokenInputs:
         spec = self.spec
@@ -161,6 +177,14 @@ class TokenPolicy:
             words_BI=torch.from_numpy(words)[None].to(self._device),
             images=images,
         )
+
+
+def _largest(
+    logits_V: list[float], perturbations_DV: list[list[float]] | None, dimension: int
+) -> int:
+    if perturbations_DV is not None:  # of as many tokens as there are logits
+        logits_V = list(map(add, logits_V, perturbations_DV[dimension]))
+    return logits_V.index(max(logits_V))
 
 
 def tilted_logits(

@@ -23,7 +23,7 @@ from robot_qsft.evaluate import (
 )
 from robot_qsft.json_file import write_json
 from robot_qsft.machine import commit, peak_memory_bytes, processor, versions
-from robot_qsft.policies.token_policy import DecodingConfig
+from robot_qsft.policies.token_policy import BC_GREEDY, BC_SAMPLED, DecodingConfig
 from robot_qsft.report import write_report
 from robot_qsft.sim.environment import EnvironmentConfig
 from robot_qsft.train import TrainConfig
@@ -45,13 +45,13 @@ class DemoConfig:
         demonstrations: what is collected.
         training: of Q-SFT; filtered BC takes the same steps.
         evaluation: start states, the same for every method.
-        beta: tilt of Q-SFT toward value.
+        decoding: how Q-SFT acts.
     """
 
     demonstrations: CollectConfig = field(default_factory=_demonstrations)
     training: TrainConfig = field(default_factory=recipes.state)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    beta: float = DecodingConfig.beta
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 def run_demo(config: DemoConfig, out: Path) -> None:
@@ -149,16 +149,18 @@ def _train_and_evaluate(config: DemoConfig, out: Path, progress: Progress) -> li
         workers=2,
         progress=progress,
     )
+    tilted = config.decoding
     same_network = "behaviour head of the same network"
     planned = [
-        ("BC", f"{same_network}, greedy", qsft, DecodingConfig(beta=0)),
-        ("BC sampled", f"{same_network}, sampled", qsft, DecodingConfig(beta=0, sample=True)),
-        ("filtered BC", "successful episodes only, greedy", filtered, DecodingConfig(beta=0)),
+        ("BC", f"{same_network}, greedy", qsft, BC_GREEDY),
+        ("BC sampled", f"{same_network}, sampled", qsft, BC_SAMPLED),
+        ("filtered BC", "successful episodes only, greedy", filtered, BC_GREEDY),
         (
             "Q-SFT",
-            f"the same network tilted by its values, beta = {config.beta:g}, greedy",
+            f"the same network tilted by its values, beta = {tilted.beta:g}, "
+            f"temperature {tilted.temperature:g}",
             qsft,
-            DecodingConfig(beta=config.beta),
+            tilted,
         ),
     ]
     methods = []

@@ -311,7 +311,7 @@ def policy_over(network: RTNetwork, *, has_values: bool = True, **decoding: Any)
     return TokenPolicy(
         network,
         tokenizer_of(network.spec),
-        DecodingConfig(**decoding),
+        DecodingConfig(**{"temperature": 0.0, **decoding}),
         has_values=has_values,
     )
 
@@ -400,18 +400,19 @@ def sampled(policy: TokenPolicy, observation: Observation, *, seed: int, draws: 
 def test_sampled_actions_follow_the_seed() -> None:
     network = stirred_network(CONFIG, SPEC)
     observation = observation_like(random_inputs(CONFIG, SPEC), 0)
-    policy = policy_over(network, sample=True, beta=1.0)
+    policy = policy_over(network, temperature=1.0, beta=1.0)
     first = sampled(policy, observation, seed=3, draws=20)
     assert sampled(policy, observation, seed=3, draws=20) == first
     assert sampled(policy, observation, seed=4, draws=20) != first
 
 
-def test_sampled_actions_have_the_tilted_frequencies() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampled_actions_have_the_tilted_frequencies(temperature: float) -> None:
     """One dimension, so a draw is one token; 1,500 draws are within 0.04 of the probability."""
     spec = replace(SPEC, bins=(4,), discrete=(False,))
     network = stirred_network(CONFIG, spec)
     inputs = random_inputs(CONFIG, spec, batch=1)
-    policy = policy_over(network, sample=True, beta=3.0, support_threshold=0.05)
+    policy = policy_over(network, temperature=temperature, beta=3.0, support_threshold=0.05)
     draws = sampled(policy, observation_like(inputs, 0), seed=0, draws=1500)
     frequencies = np.bincount(np.array(draws)[:, 0].astype(int), minlength=4) / 1500
     with torch.no_grad():
@@ -420,6 +421,7 @@ def test_sampled_actions_have_the_tilted_frequencies() -> None:
     p = output.likelihood_HBDV[:, 0, 0, :4].exp()
     tilted = pi * torch.exp(3 * (p / pi).amin(dim=0).clamp(max=1))
     tilted[pi < 0.05 * pi.max()] = 0
+    tilted **= 1 / temperature
     np.testing.assert_allclose(frequencies, tilted / tilted.sum(), atol=0.04)
 
 
@@ -537,7 +539,7 @@ def test_loaded_policy_acts_the_same(tmp_path: Path) -> None:
     network = saved(tmp_path)
     observation = observation_like(random_inputs(CONFIG, SPEC), 0)
     expected = policy_over(network, beta=4.0).act(observation)
-    found = TokenPolicy.load(tmp_path, DecodingConfig(beta=4.0)).act(observation)
+    found = TokenPolicy.load(tmp_path, DecodingConfig(beta=4.0, temperature=0)).act(observation)
     np.testing.assert_array_equal(found.actions, expected.actions)
     assert found.value == expected.value
 

@@ -358,7 +358,7 @@ def test_it_learns_what_pays_from_those_who_mostly_do_not_know(tiny, bandit, tmp
 
     observation = Observation(np.zeros(2, np.float32), "do it")
     for beta, action, value in ((0.0, -1.0, 0.0), (16.0, 1.0, 1.0)):
-        policy = TokenPolicy.load(folder, DecodingConfig(beta=beta))
+        policy = TokenPolicy.load(folder, DecodingConfig(beta=beta, temperature=0))
         policy.reset(seed=0)
         chunk = policy.act(observation)
         assert chunk.actions.tolist() == [[action]]
