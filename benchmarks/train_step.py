@@ -42,6 +42,9 @@ class LastMetrics:
         """Nothing yet."""
         self.metrics: Mapping[str, float] = {}
 
+    def started(self, step: int) -> None:
+        """Always at 0."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Remember."""
         self.metrics = metrics

@@ -79,6 +79,10 @@ class TrainingDisplay:
         self._writer: SummaryWriter | None = None
         self._validation = ""
 
+    def started(self, step: int) -> None:
+        """Training begins after this step."""
+        self._progress.update(self._task, completed=step)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A gradient step was taken."""
         note = (

@@ -119,6 +119,9 @@ class TrainConfig:
 class Progress(Protocol):
     """Whoever wants to watch a training run."""
 
+    def started(self, step: int) -> None:
+        """Training begins after this step: 0, or that of the checkpoint it goes on from."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A gradient step was taken; metrics are as of the last few steps."""
 
@@ -182,6 +185,7 @@ def train(
     training = sampler(episodes, config.sampler)
     # All that can be refused has been by now, so a refused run leaves nothing behind.
     start_run(run, config, state, tokenizer, resume=resume)
+    progress.started(state.step)
     prefetcher = Prefetcher(training.batches(state.step))
     started_s = time.perf_counter()
     first_step = state.step

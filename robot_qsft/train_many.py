@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -42,7 +43,8 @@ class Job:
     data: DataLoader
 
 
-_Message = tuple[int, str, int, dict[str, float]]
+_Message = tuple[int, str, tuple[Any, ...]]
+"""Of which job, the method of its `TrainingDisplay` to call, and with what."""
 
 
 def train_many(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Path]:
@@ -112,22 +114,25 @@ class _Reporter:
     def __init__(self, index: int):
         self._index = index
 
+    def started(self, step: int) -> None:
+        self._send("started", step)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         assert _stop is not None, "only worker processes report"
         if _stop.is_set():
             raise _StoppedError
         if step % self._EVERY == 0:
-            self._send("step", step, metrics)
+            self._send("step", step, dict(metrics))
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._send("validated", step, metrics)
+        self._send("validated", step, dict(metrics))
 
-    def _send(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+    def _send(self, kind: str, *arguments: Any) -> None:
         assert _messages is not None, "only worker processes report"
-        _messages.put((self._index, kind, step, dict(metrics)))
+        _messages.put((self._index, kind, arguments))
 
 
 def _listen(messages: "SimpleQueue[_Message | None]", displays: Sequence[TrainingDisplay]) -> None:
     while (message := messages.get()) is not None:
-        index, kind, step, metrics = message
-        getattr(displays[index], kind)(step, metrics)
+        index, kind, arguments = message
+        getattr(displays[index], kind)(*arguments)

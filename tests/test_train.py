@@ -37,6 +37,9 @@ class Watcher:
         self.steps, self.validations = [], []
         self._interrupt_at = interrupt_at
 
+    def started(self, step):
+        self.begun_after = step
+
     def step(self, step, metrics):
         self.steps.append((step, dict(metrics)))
         if step == self._interrupt_at:
@@ -141,7 +144,9 @@ def test_interruption_before_the_first_checkpoint_starts_over(tiny, training_dat
 def test_resuming_a_finished_run_changes_nothing(tiny, training_data, tmp_path):
     folder = run_training(tiny, training_data, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert run_training(tiny, training_data, tmp_path / "run", resume=True) == folder
+    watcher = Watcher()
+    assert train(tiny, training_data, folder.parents[1], progress=watcher, resume=True) == folder
+    assert (watcher.begun_after, watcher.steps) == (12, [])
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -396,6 +401,7 @@ def test_steps_that_a_resumed_run_repeats_are_logged_once(tmp_path):
         for step in range(20, last + 1, 20):
             display.step(step, {"loss": float(last), "step_s": 0.1, "data_wait_share": 0.0})
         display.close()
+        time.sleep(1.1)  # log files are read in the order of the seconds in their names
     log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(one.step, one.value) for one in log.Scalars("train/loss")] == [(20, 40.0), (40, 40.0)]
 

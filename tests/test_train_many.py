@@ -18,6 +18,8 @@ from robot_qsft.training_state import latest_checkpoint
 
 
 class Quiet:
+    def started(self, step): ...
+
     def step(self, step, metrics): ...
 
     def validated(self, step, metrics): ...
@@ -43,6 +45,11 @@ def test_side_by_side_gives_the_weights_of_each_alone(tiny, source, tmp_path):
     assert [folder.name for folder in together] == ["step-000012", "step-000010"]
     assert [task.completed for task in progress.tasks] == [10, 10]  # told every ten steps
     assert all((tmp_path / name / "tensorboard").is_dir() for name in configs)
+
+    again = bars()
+    jobs = [Job(name, config, tmp_path / name, source) for name, config in configs.items()]
+    assert train_many(jobs, workers=2, progress=again) == together
+    assert [task.completed for task in again.tasks] == [12, 10]  # what was done before counts
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     for folder, (name, config) in zip(together, configs.items(), strict=True):
