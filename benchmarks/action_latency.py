@@ -29,15 +29,15 @@ def main() -> int:
     actions = np.random.default_rng(0).uniform(-1, 1, (1000, 4)).astype(np.float32)
     tokenizer = ActionTokenizer.fit(actions, TokenizerConfig())
     figures = []
-    for seen, cameras, config in (
-        ("state", (), recipes.state().network),
-        ("one camera", ("front",), recipes.images().network),
-        ("two cameras", ("front", "wrist"), recipes.rt1_images().network),
+    for seen, cameras, config, blocks in (
+        ("state", (), recipes.state().network, 200),
+        ("one camera", ("front",), recipes.images().network, 200),
+        ("two cameras", ("front", "wrist"), recipes.rt1_images().network, 40),
     ):
         torch.manual_seed(0)
         spec = PolicySpec(cameras, IMAGE_SIZE, 8, 0, tokenizer.bins, tokenizer.discrete)
         network = RTNetwork(config, spec)
-        ratio, bc_ms = _measure(network, tokenizer, blocks=20 if quick else 200)
+        ratio, bc_ms = _measure(network, tokenizer, blocks=20 if quick else blocks)
         name = f"{seen}, {network.parameter_count() / 1e6:.1f}M parameters"
         figures += [
             at_most(
