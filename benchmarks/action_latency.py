@@ -1,6 +1,7 @@
 """Time to choose an action: Q-SFT against BC, which reads the behaviour head alone.
 
-Both act by the same weights on the same observations, in turn, on one thread.
+Both act by the same weights on the same observations at the same temperature, in turn, on one
+thread.
 """
 
 import sys
@@ -15,7 +16,7 @@ from robot_qsft.datasets.interface import Observation, Policy
 from robot_qsft.intervals import Estimate, bootstrap_median
 from robot_qsft.policies.action_tokenizer import ActionTokenizer, TokenizerConfig
 from robot_qsft.policies.rt import PolicySpec, RTNetwork
-from robot_qsft.policies.token_policy import BC_GREEDY, DecodingConfig, TokenPolicy
+from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 
 IMAGE_SIZE = 64
 BLOCK = 10
@@ -58,7 +59,7 @@ def _measure(
     network: RTNetwork, tokenizer: ActionTokenizer, *, blocks: int
 ) -> tuple[Estimate, Estimate]:
     qsft = TokenPolicy(network, tokenizer, DecodingConfig(), has_values=True)
-    bc = TokenPolicy(network, tokenizer, BC_GREEDY, has_values=False)
+    bc = TokenPolicy(network, tokenizer, DecodingConfig(beta=0), has_values=False)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     observation = Observation(
