@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 wheels:
-	rm -rf $(WHEELS)
+	rm -f $(WHEELS)/*.whl $(WHEELS)/*.tar.gz $(WHEELS)/kept-for
 	$(DOWNLOAD) "setuptools>=77" torch
 	$(INSTALL) setuptools torch
 	$(DOWNLOAD) --no-build-isolation ".[dev]"
