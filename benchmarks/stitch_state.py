@@ -28,15 +28,15 @@ def main() -> int:
     seeds = (0,) if quick else (0, 1, 2)
     base = recipes.state()
     if quick:
-        base = replace(base, steps=300, validate_every=300)
+        base = replace(base, steps=200, validate_every=200)
     setup = stitch_setup(
         "stitch_state_quick" if quick else "stitch_state",
         (),
-        episodes=200 if quick else 2400,
-        evaluation=EvaluationConfig(episodes=10 if quick else 100),
+        episodes=150 if quick else 2400,
+        evaluation=EvaluationConfig(episodes=6 if quick else 100),
     )
     best = DecodingConfig()
-    tilted = tuple(replace(best, beta=beta) for beta in BETAS)
+    tilted = tuple(replace(best, beta=beta) for beta in (BETAS[:1] if quick else BETAS))
     greedy, sampled = replace(best, temperature=0.0), replace(best, temperature=1.0)
     bc_alike = replace(best, beta=0.0)
     runs = []
