@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Image, Vector
+from robot_qsft.datasets.jpeg_cache import JpegFrames
+from robot_qsft.datasets.recycled_memory import RecycledMemory
 from robot_qsft.datasets.tables import Tables
 
 NO_SUCCESSOR = -1
@@ -27,13 +29,13 @@ class TrainingData:
 
     Attributes:
         tables: all low-dimensional columns.
-        images: camera to uint8 (N, H, W, 3), possibly memory-mapped.
+        images: camera to uint8 (N, H, W, 3), possibly memory-mapped, or decoded when read.
         training: int64, episodes to train on.
         validation: int64, episodes held out.
     """
 
     tables: Tables
-    images: Mapping[str, Image]
+    images: Mapping[str, Image | JpegFrames]
     training: NDArray[np.int64]
     validation: NDArray[np.int64]
 
@@ -143,6 +145,26 @@ class SamplerConfig:
             raise ValueError(f"window must be at least 1, got {self.window}")
 
 
+def gather_frames(
+    frames: Image | JpegFrames, rows: NDArray[np.int64], *, memory: RecycledMemory
+) -> Image:
+    """Frames at some rows (B,) of (N, H, W, 3), in an array of `memory`, uint8 (B, H, W, 3).
+
+    Raises:
+        IndexError: when there is no such row.
+        ValueError: when a stored frame is damaged.
+    """
+    out = memory.empty((len(rows), *frames.shape[1:]))
+    if isinstance(frames, JpegFrames):
+        frames.read(rows, out)
+    else:
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(frames):
+            raise IndexError(f"frames {rows.min()} to {rows.max()} asked for, of {len(frames)}")
+        # The mode is the one in which numpy copies straight into `out`.
+        np.take(frames, rows, axis=0, out=out, mode="clip")
+    return out
+
+
 class WindowSampler:
     """Endless batches; the i-th depends on the seed and i alone, so a run can be resumed anywhere.
 
@@ -170,6 +192,7 @@ class WindowSampler:
                 f"batch_size must be above the {steps} steps of the return, got {config.batch_size}"
             )
         self._images = data.images
+        self._memory = RecycledMemory()
         self._returns = returns
         self._starts = data.tables.episode_starts[episodes]
         self._ends = self._starts + data.tables.episode_lengths[episodes]
@@ -234,5 +257,8 @@ class WindowSampler:
         rows = slice(index * size, (index + 1) * size)
         inside = successors[rows] - rows.start
         inside[(inside < 0) | (inside >= size)] = NO_SUCCESSOR
-        images = {camera: stack[frames[rows]] for camera, stack in self._images.items()}
+        images = {
+            camera: gather_frames(stack, frames[rows], memory=self._memory)
+            for camera, stack in self._images.items()
+        }
         return Batch(frames[rows], inside, counted[rows], images)

@@ -3,8 +3,8 @@
 Shape legend: H height, T steps, W width.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -26,11 +26,7 @@ from robot_qsft.datasets.features import (
 )
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.parquet import column_of
-from robot_qsft.datasets.statistics import (
-    FeatureStatistics,
-    feature_statistics,
-    image_statistics,
-)
+from robot_qsft.datasets.statistics import FeatureStatistics, feature_statistics
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,8 @@ def check_fits(episode: Episode, info: DatasetInfo) -> None:
             )
 
 
-def number_columns(episode: Episode, *, fps: int, place: EpisodePlace) -> dict[str, NDArray[Any]]:
-    """Every column that holds numbers, (T,) or (T, size); columns of size 0 are left out."""
+def number_columns(episode: Episode) -> dict[str, NDArray[Any]]:
+    """Every column of an episode that holds numbers, (T,) or (T, size); none of size 0."""
     steps = np.arange(len(episode))
     last = steps == len(episode) - 1
     columns: dict[str, NDArray[Any]] = {
@@ -91,57 +87,68 @@ def number_columns(episode: Episode, *, fps: int, place: EpisodePlace) -> dict[s
         DONE: last & (episode.terminated or episode.truncated),
         SUCCESS: episode.successes,
         TRUNCATED: last & episode.truncated,
-        "timestamp": (steps / fps).astype(np.float32),
-        "frame_index": steps,
-        "index": place.first_index + steps,
-        **{
-            name: np.full(len(episode), number)
-            for name, number in asdict(place).items()
-            if name != "first_index"
-        },
     }
     return {key: column for key, column in columns.items() if column.size}
 
 
+def place_columns(length: int, *, fps: float, place: EpisodePlace) -> dict[str, NDArray[Any]]:
+    """The columns that number the rows of an episode, each (T,)."""
+    steps = np.arange(length)
+    return {
+        "timestamp": (steps / fps).astype(np.float32),
+        "frame_index": steps,
+        "index": place.first_index + steps,
+        "episode_index": np.full(length, place.episode_index),
+        "task_index": np.full(length, place.task_index),
+    }
+
+
 def episode_table(
-    numbers: Mapping[str, NDArray[Any]], images: Mapping[str, Image], schema: pa.Schema
+    numbers: Mapping[str, NDArray[Any]],
+    encoded: Mapping[str, Iterable[bytes]],
+    schema: pa.Schema,
 ) -> pa.Table:
-    """The rows of an episode as they are stored; PNG bytes for cameras that `schema` names.
+    """The rows of an episode as they are stored.
 
     Args:
-        numbers: from `number_columns`.
-        images: camera name to frames, uint8 (T, H, W, 3).
+        numbers: column name to rows; text as well.
+        encoded: camera name to PNGs or JPEGs, for the cameras that `schema` names.
         schema: of the data files.
     """
     columns = [
         column_of(numbers[field.name], field.type)
         if field.name in numbers
-        else pa.array(_png_rows(images[field.name.removeprefix(IMAGES)]), field.type)
+        else pa.array(_image_rows(encoded[field.name.removeprefix(IMAGES)]), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
 
 
-def episode_statistics(
-    numbers: Mapping[str, NDArray[Any]], images: Mapping[str, Image]
-) -> dict[str, FeatureStatistics]:
-    """Statistics of every feature over one episode."""
-    rows = {key: column.reshape(len(column), -1) for key, column in numbers.items()}
+def number_statistics(numbers: Mapping[str, NDArray[Any]]) -> dict[str, FeatureStatistics]:
+    """Statistics of every column over one episode; text has none."""
+    rows = {
+        key: column.reshape(len(column), -1)
+        for key, column in numbers.items()
+        if column.dtype != object
+    }
     together = feature_statistics(np.concatenate(list(rows.values()), axis=1, dtype=np.float64))
     statistics, first = {}, 0
     for key, values in rows.items():
         last = first + values.shape[1]
         statistics[key] = together.dimensions(first, last)
         first = last
-    for name, frames in images.items():
-        statistics[IMAGES + name] = image_statistics(frames)
     return statistics
 
 
-def _png_rows(frames: Image) -> list[dict[str, Any]]:
-    rows = []
-    for step, frame in enumerate(frames):
-        stored, encoded = cv2.imencode(".png", frame[..., ::-1])
-        assert stored
-        rows.append({"bytes": encoded.tobytes(), "path": f"frame-{step:06d}.png"})
-    return rows
+def to_png(frame: Image) -> bytes:
+    """A frame, RGB uint8 (H, W, 3), as PNG."""
+    stored, encoded = cv2.imencode(".png", frame[..., ::-1])
+    assert stored
+    content: bytes = encoded.tobytes()
+    return content
+
+
+def _image_rows(encoded: Iterable[bytes]) -> list[dict[str, Any]]:
+    return [
+        {"bytes": content, "path": f"frame-{step:06d}.png"} for step, content in enumerate(encoded)
+    ]

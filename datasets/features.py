@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 Feature: TypeAlias = dict[str, Any]
@@ -110,15 +111,32 @@ def features_from_info(info: DatasetInfo, *, codec: str) -> dict[str, Feature]:
         info: of the data set.
         codec: of its videos, such as "av1".
     """
-    features: dict[str, Feature] = {}
+    numbers: dict[str, Feature] = {}
     for key, names in (
         (STATE, info.state_names),
         (ENVIRONMENT_STATE, info.environment_state_names),
         (ACTION, info.action_names),
     ):
         if names:
-            features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-    for name, camera in info.cameras.items():
+            numbers[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+    for key, dtype in _OUTCOME_DTYPES.items():
+        numbers[key] = {"dtype": dtype, "shape": [1], "names": None}
+    return with_cameras_and_places(numbers, cameras=info.cameras, fps=info.fps, codec=codec)
+
+
+def with_cameras_and_places(
+    numbers: Mapping[str, Feature], *, cameras: Mapping[str, Camera], fps: float, codec: str
+) -> dict[str, Feature]:
+    """All `features` of a data set, from those that hold numbers or text.
+
+    Args:
+        numbers: without cameras and without the columns that number rows.
+        cameras: name to size and storage.
+        fps: frames per second.
+        codec: of the videos, such as "av1".
+    """
+    features = dict(numbers)
+    for name, camera in cameras.items():
         feature: Feature = {
             "dtype": camera.storage,
             "shape": [camera.height, camera.width, 3],
@@ -131,12 +149,12 @@ def features_from_info(info: DatasetInfo, *, codec: str) -> dict[str, Feature]:
                 "video.codec": codec,
                 "video.pix_fmt": "yuv420p",
                 "video.is_depth_map": False,
-                "video.fps": info.fps,
+                "video.fps": fps,
                 "video.channels": 3,
                 "has_audio": False,
             }
         features[IMAGES + name] = feature
-    for key, dtype in (_OUTCOME_DTYPES | INDEX_DTYPES).items():
+    for key, dtype in INDEX_DTYPES.items():
         features[key] = {"dtype": dtype, "shape": [1], "names": None}
     return features
 
@@ -158,11 +176,11 @@ def info_from_features(
         )
     return DatasetInfo(
         fps=fps,
-        action_names=_entry_names(ACTION, features[ACTION]),
-        state_names=_entry_names(STATE, features.get(STATE)),
-        environment_state_names=_entry_names(ENVIRONMENT_STATE, features.get(ENVIRONMENT_STATE)),
+        action_names=entry_names(ACTION, features[ACTION]),
+        state_names=entry_names(STATE, features.get(STATE)),
+        environment_state_names=entry_names(ENVIRONMENT_STATE, features.get(ENVIRONMENT_STATE)),
         cameras={
-            camera_name(key): _camera(key, features[key])
+            camera_name(key): camera_from_feature(key, features[key])
             for key in sorted(features)
             if is_colour_camera(features[key])
         },
@@ -178,6 +196,8 @@ def is_visual(feature: Feature) -> bool:
 def is_colour_camera(feature: Feature) -> bool:
     """Whether the feature holds colour frames (depth maps do not count)."""
     about = feature.get("info") or feature.get("video_info") or {}
+    if not isinstance(about, dict):
+        about = {}
     depth = about.get("is_depth_map") or about.get("video.is_depth_map")
     return is_visual(feature) and not depth
 
@@ -191,7 +211,7 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
     """Column types of `data/*.parquet`; a video has no column there.
 
     Raises:
-        ValueError: when a feature is none of number, vector, image, video.
+        ValueError: when a feature is none of number, vector, text, image, video.
     """
     fields = []
     for key, feature in features.items():
@@ -199,22 +219,28 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
             continue
         if feature["dtype"] == "image":
             kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        elif len(feature["shape"]) == 1 and feature["dtype"] != "string":
-            scalar = (
-                pa.bool_() if feature["dtype"] == "bool" else pa.type_for_alias(feature["dtype"])
-            )
-            (length,) = feature["shape"]
-            kind = scalar if length == 1 else pa.list_(scalar, length)
+        elif feature["dtype"] == "string":
+            kind = pa.string()
         else:
-            raise ValueError(
-                f"feature {key!r} of type {feature['dtype']} and shape {feature['shape']} can be "
-                "read but not written; write a new data set instead of appending to this one"
-            )
+            try:
+                kind = pa.from_numpy_dtype(np.dtype(feature["dtype"]))
+            except (TypeError, pa.ArrowException) as error:
+                raise ValueError(
+                    f"feature {key!r} of type {feature['dtype']} can be read but not written; "
+                    "write a new data set without it"
+                ) from error
+            shape = feature["shape"]
+            if len(shape) == 1 and shape != [1]:
+                kind = pa.list_(kind, shape[0])
+            elif len(shape) > 1:
+                for _ in shape:
+                    kind = pa.list_(kind)
         fields.append(pa.field(key, kind))
     return pa.schema(fields)
 
 
-def _entry_names(key: str, feature: Feature | None) -> tuple[str, ...]:
+def entry_names(key: str, feature: Feature | None) -> tuple[str, ...]:
+    """One name per entry of a vector, made up where the feature has none that fit."""
     if feature is None:
         return ()
     size = math.prod(feature["shape"])
@@ -230,13 +256,18 @@ def _entry_names(key: str, feature: Feature | None) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _camera(key: str, feature: Feature) -> Camera:
+def camera_from_feature(key: str, feature: Feature) -> Camera:
+    """Size and storage of a camera; heights come first or after the channels, as its names tell.
+
+    Raises:
+        ValueError: when its shape is none of an image.
+    """
     shape = feature["shape"]
     if len(shape) != 3:
         raise ValueError(f"feature {key!r} should be height x width x channels, but {shape} came")
     names = feature.get("names")
     channels_first = (
-        names[0].startswith("channel")
+        str(names[0]).startswith("channel")
         if isinstance(names, list) and len(names) == 3
         else shape[0] in (1, 3) and shape[2] not in (1, 3)
     )

@@ -1,14 +1,15 @@
-"""What `meta/` says of a LeRobot v3.0 data set: its kind, and where its episodes lie.
+"""What `meta/` says of a LeRobot data set: its kind, and where its episodes lie.
 
 Shape legend: M episodes.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.features import is_colour_camera
-from robot_qsft.datasets.parquet import open_parquet, read_columns
+from robot_qsft.datasets.outcomes import Evidence, Outcome
+from robot_qsft.datasets.parquet import open_parquet, read_columns, read_tasks
 from robot_qsft.datasets.statistics import (
     QUANTILES,
     FeatureStatistics,
@@ -25,6 +27,8 @@ from robot_qsft.datasets.statistics import (
 )
 
 EPISODES_GLOB = "meta/episodes/chunk-*/file-*.parquet"
+_OURS = ("demonstrator", "outcome", "outcome_source")
+"""Columns of `meta/episodes` that only our own writer adds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +41,12 @@ class EpisodeIndex:
         data_files: path of the data file of each episode, relative to the set.
         video_files: feature to path of the video file of each episode, relative to the set.
         video_starts_s: feature to time of an episode's first frame in its file, float64.
+        tasks: the instructions, in the order of their index.
         demonstrators: who acted, "" when unknown.
-        meta_files: the files that this was read from, relative to the set.
+        recorded: what was known of each episode's end when it was written; None where the data set
+            does not say.
+        meta_files: the files that the episodes were read from, relative to the set.
+        task_file: the file that the tasks were read from, relative to the set.
     """
 
     starts: NDArray[np.int64]
@@ -46,12 +54,15 @@ class EpisodeIndex:
     data_files: tuple[str, ...]
     video_files: Mapping[str, tuple[str, ...]]
     video_starts_s: Mapping[str, NDArray[np.float64]]
+    tasks: tuple[str, ...]
     demonstrators: tuple[str, ...]
+    recorded: tuple[Evidence, ...] | None
     meta_files: tuple[str, ...]
+    task_file: str
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Read `meta/info.json` of a v3.0 data set.
+    """Read `meta/info.json` of a data set of version 2.0, 2.1 or 3.0.
 
     Raises:
         ValueError: when there is none, it is damaged, or of another version.
@@ -68,34 +79,100 @@ def read_info(path: Path) -> dict[str, Any]:
         )
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); restore it or record again") from error
     version = str(stored.get("codebase_version")) if isinstance(stored, dict) else "none"
-    if version.split(".")[0] != "v3":
+    if version not in ("v2.0", "v2.1") and version.split(".")[0] != "v3":
         raise ValueError(
-            f"expected codebase_version v3.0 in {file}, but {version} came; convert the data set "
-            "with LeRobot's convert_dataset_v21_to_v30"
+            f"expected codebase_version v2.0, v2.1 or v3.0 in {file}, but {version} came; convert "
+            "the data set with LeRobot's own tools"
         )
-    missing = [
-        key for key in ("fps", "features", "total_episodes", "data_path") if key not in stored
-    ]
+    missing = [key for key in _KINDS if key not in stored]
     if missing:
         raise ValueError(f"expected {missing[0]!r} in {file}, but it is missing; restore the file")
+    for key, kinds in _KINDS.items():
+        if not isinstance(stored[key], kinds) or isinstance(stored[key], bool):
+            raise ValueError(f"{key!r} in {file} cannot be {stored[key]!r}; restore the file")
+    if float(stored["fps"]).is_integer():
+        stored["fps"] = int(stored["fps"])
+    _check_features(stored["features"], file)
     return dict(stored)
 
 
+_KINDS = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str}
+_LARGEST_ROW = 1 << 26
+"""Numbers (or pixels) that one feature may hold in a step: more than any camera has."""
+
+
+def _check_features(features: Mapping[str, Any], file: Path) -> None:
+    for key, feature in features.items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        sound = (
+            isinstance(shape, list)
+            and len(shape) <= 8
+            and all(isinstance(size, int) and size > 0 for size in shape)
+            and math.prod(shape) <= _LARGEST_ROW
+            and isinstance(feature.get("dtype"), str)
+        )
+        if not sound:
+            raise ValueError(
+                f"feature {key!r} in {file} should have a dtype and a shape of whole numbers above "
+                f"0, but {feature!r:.80} came; restore the file"
+            )
+
+
+def version_of(stored: Mapping[str, Any]) -> str:
+    """The version of a data set, such as "v2.1"."""
+    return str(stored["codebase_version"])
+
+
+def file_path(template: str, **fields: Any) -> str:
+    """A path relative to the data set, from a template of `meta/info.json`.
+
+    Raises:
+        ValueError: when the template asks for more than the fields, or leads out of the data set.
+    """
+    try:
+        path = template.format(**fields)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the path {template!r} in meta/info.json cannot be filled in; restore the file"
+        ) from error
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\0" in path or len(path) > 1000:
+        raise ValueError(
+            f"the path {template!r} in meta/info.json leads out of the data set; restore the file"
+        )
+    return path
+
+
+def video_keys(stored: Mapping[str, Any]) -> list[str]:
+    """The features whose frames are in video files.
+
+    Raises:
+        ValueError: when there are some, but no path to them.
+    """
+    keys = [
+        key
+        for key, feature in stored["features"].items()
+        if feature["dtype"] == "video" and is_colour_camera(feature)
+    ]
+    if keys and not isinstance(stored.get("video_path"), str):
+        raise ValueError(
+            f"expected 'video_path' in meta/info.json, for the camera {keys[0]!r}, but it is "
+            "missing; restore the file"
+        )
+    return keys
+
+
 def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
-    """Read `meta/episodes`.
+    """Read `meta/episodes` and `meta/tasks.parquet` of a v3.0 data set.
 
     Raises:
         ValueError: when a file is missing or damaged, or episodes are missing.
     """
     total = int(stored["total_episodes"])
-    videos = [
-        key
-        for key, f in stored["features"].items()
-        if f["dtype"] == "video" and is_colour_camera(f)
-    ]
+    videos = video_keys(stored)
     needed = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in videos:
         needed += [
@@ -104,31 +181,39 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
     parts, meta_files = [], []
     for file in sorted(path.glob(EPISODES_GLOB)):
         with open_parquet(file) as opened:
-            known = "demonstrator" in opened.schema_arrow.names
-        part = read_columns(file, [*needed, "demonstrator"] if known else needed)
-        if not known:
-            part = part.append_column("demonstrator", pa.array([""] * len(part), pa.string()))
+            known = [name for name in _OURS if name in opened.schema_arrow.names]
+        part = read_columns(file, [*needed, *known])
+        for name in _OURS:
+            if name not in known:
+                part = part.append_column(name, pa.array([""] * len(part), pa.string()))
         # An interrupted append may have left episodes that info.json does not count.
         part = part.filter(pc.less(part.column("episode_index"), total))
         if len(part):
             parts.append(part)
             meta_files.append(file.relative_to(path).as_posix())
-    rows = pa.concat_tables(parts).sort_by("episode_index") if parts else pa.table({})
-    if total == 0 or len(rows) != total:
+    try:
+        rows = pa.concat_tables(parts).sort_by("episode_index") if parts else pa.table({})
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"the files of {path}/meta/episodes do not fit together ({error}); restore that folder"
+        ) from error
+    if total < 1 or len(rows) != total:
         raise ValueError(
             f"expected the {total} episodes that info.json counts in {path}/meta/episodes, at "
             f"least one, but {len(rows)} came; restore that folder or record again"
         )
-    lengths = rows.column("length").to_numpy().astype(np.int64)
+    columns = {name: _column(rows, name, path) for name in needed}
+    lengths = checked_lengths(columns["length"], columns["episode_index"], path=path)
 
     def paths(template: str, prefix: str, **more: str) -> tuple[str, ...]:
-        chunks = rows.column(f"{prefix}/chunk_index").to_pylist()
-        files = rows.column(f"{prefix}/file_index").to_pylist()
+        chunks = columns[f"{prefix}/chunk_index"].tolist()
+        files = columns[f"{prefix}/file_index"].tolist()
         return tuple(
-            template.format(chunk_index=chunk, file_index=file, **more)
+            file_path(template, chunk_index=chunk, file_index=file, **more)
             for chunk, file in zip(chunks, files, strict=True)
         )
 
+    task_file = "meta/tasks.parquet"
     return EpisodeIndex(
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
@@ -137,10 +222,60 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
             key: paths(stored["video_path"], f"videos/{key}", video_key=key) for key in videos
         },
         video_starts_s={
-            key: rows.column(f"videos/{key}/from_timestamp").to_numpy() for key in videos
+            key: columns[f"videos/{key}/from_timestamp"].astype(np.float64) for key in videos
         },
+        tasks=read_tasks(path / task_file),
         demonstrators=tuple(name or "" for name in rows.column("demonstrator").to_pylist()),
+        recorded=_recorded(rows),
         meta_files=tuple(meta_files),
+        task_file=task_file,
+    )
+
+
+def checked_lengths(
+    lengths: NDArray[Any], episode_indices: NDArray[Any], *, path: Path
+) -> NDArray[np.int64]:
+    """Lengths of the episodes, int64 (M,), which must be numbered from 0 on and not be empty.
+
+    Raises:
+        ValueError: when they are not.
+    """
+    if not np.array_equal(episode_indices, np.arange(len(lengths))):
+        raise ValueError(
+            f"expected the episodes of {path} to be numbered from 0 on without gaps, but they are "
+            "not; restore meta/ or record again"
+        )
+    if lengths.dtype.kind not in "iu" or not ((lengths > 0) & (lengths < 1 << 40)).all():
+        raise ValueError(
+            f"expected every episode of {path} to have a length above 0, but meta/ tells another; "
+            "restore meta/ or record again"
+        )
+    return lengths.astype(np.int64)
+
+
+def _column(rows: pa.Table, name: str, path: Path) -> NDArray[Any]:
+    column = rows.column(name)
+    if column.null_count or not (
+        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    ):
+        raise ValueError(
+            f"expected numbers in the column {name!r} of {path}/meta/episodes, but {column.type} "
+            "or nothing came; restore that folder or record again"
+        )
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _recorded(rows: pa.Table) -> tuple[Evidence, ...] | None:
+    """What we wrote of how the episodes ended, if we wrote them."""
+    outcomes = rows.column("outcome").to_pylist()
+    if not all(outcome in get_args(Outcome) for outcome in outcomes):
+        return None
+    sources = rows.column("outcome_source").to_pylist()
+    success = {"success": True, "failure": False, "unknown": None}
+    return tuple(
+        Evidence(str(source), success[outcome], certain=True)
+        for outcome, source in zip(outcomes, sources, strict=True)
     )
 
 

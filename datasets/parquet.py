@@ -1,6 +1,7 @@
 """Parquet files of a LeRobot data set: shards, tasks, and reading with clear errors."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+_CHUNK_ROWS = 1 << 16
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -46,25 +49,76 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
             raise ValueError(_damaged(path, error)) from error
 
 
-def read_rows(path: Path, column: str, *, first: int, count: int) -> Iterator[Any]:
-    """Yield `count` values of one column from row `first` on, one row group in memory at a time.
+def number_chunks(path: Path, column: str, *, width: int) -> Iterator[NDArray[Any]]:
+    """Yield a column of numbers in pieces, (n, width).
 
     Raises:
-        ValueError: when the file is missing or damaged.
+        ValueError: when the file is missing or damaged, or the column does not fit.
     """
     with open_parquet(path) as file:
-        group_start = 0
-        for group in range(file.num_row_groups):
-            group_end = group_start + file.metadata.row_group(group).num_rows
-            begin, end = max(first, group_start), min(first + count, group_end)
-            if begin < end:
-                try:
-                    values = file.read_row_group(group, columns=[column]).column(column)
-                except (pa.ArrowException, OSError) as error:
-                    raise ValueError(_damaged(path, error)) from error
-                for value in values.slice(begin - group_start, end - begin):
-                    yield value.as_py()
-            group_start = group_end
+        try:
+            for batch in file.iter_batches(_CHUNK_ROWS, columns=[column]):
+                values = pa.chunked_array([batch.column(column)])
+                yield to_numpy(values, width=width, about=f"{column!r} in {path}")
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ValueError(_damaged(path, error)) from error
+
+
+class RowReader(threading.local):
+    """Reads ranges of rows, keeping the file and the row groups of the last range at hand.
+
+    Every thread that uses it has a file and rows of its own.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is open yet."""
+        self._path: Path | None = None
+        self._file: pq.ParquetFile | None = None
+        self._ends: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._kept: tuple[int, int, tuple[str, ...], pa.Table] | None = None
+
+    def read(self, path: Path, columns: Sequence[str], *, first: int, count: int) -> pa.Table:
+        """Rows `first` to `first + count` of some columns, in the order asked for.
+
+        Raises:
+            ValueError: when the file is missing, damaged or too short, or a column is not in it.
+        """
+        if path != self._path or self._file is None:
+            self.close()
+            self._file = open_parquet(path)
+            self._path = path
+            metadata = self._file.metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            self._ends = np.cumsum(np.array(sizes, np.int64))
+        names = self._file.schema_arrow.names
+        missing = sorted(set(columns) - set(names))
+        if missing:
+            raise ValueError(
+                f"expected a column {missing[0]!r} in {path}, but it has only "
+                f"{', '.join(names[:20])}; restore the file or record again"
+            )
+        total = int(self._ends[-1]) if len(self._ends) else 0
+        if first + count > total:
+            raise ValueError(
+                f"expected {first + count} rows in {path}, but it has {total}; restore data/ and "
+                "meta/ from the same copy"
+            )
+        begin = int(np.searchsorted(self._ends, first, side="right"))
+        end = int(np.searchsorted(self._ends, first + count, side="left")) + 1
+        if self._kept is None or self._kept[:3] != (begin, end, tuple(columns)):
+            try:
+                groups = self._file.read_row_groups(range(begin, end), columns=list(columns))
+                self._kept = (begin, end, tuple(columns), groups.select(list(columns)))
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(_damaged(path, error)) from error
+        start = int(self._ends[begin - 1]) if begin else 0
+        return self._kept[3].slice(first - start, count)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+        self._path = self._file = self._kept = None
 
 
 def to_numpy(column: pa.ChunkedArray, *, width: int, about: str) -> NDArray[Any]:
@@ -93,11 +147,21 @@ def to_numpy(column: pa.ChunkedArray, *, width: int, about: str) -> NDArray[Any]
 
 
 def column_of(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow column from rows, (T,) or (T, width), as `kind` says."""
+    """An Arrow column from rows, (T, ...), as `kind` says."""
     if pa.types.is_fixed_size_list(kind):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
-    return pa.array(values.reshape(-1), kind)
+    if not pa.types.is_list(kind):
+        return pa.array(values.reshape(-1), kind)
+    scalar, sizes = kind, []
+    for size in values.shape[1:]:
+        scalar = scalar.value_type
+        sizes.append(size)
+    column = pa.array(np.ascontiguousarray(values).reshape(-1), scalar)
+    for size in reversed(sizes):
+        offsets = pa.array(np.arange(len(column) // size + 1, dtype=np.int32) * size)
+        column = pa.ListArray.from_arrays(offsets, column)
+    return column
 
 
 class ShardWriter:

@@ -3,6 +3,7 @@
 Shape legend: D dimensions, H height, N rows, W width.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -74,47 +75,69 @@ def feature_statistics(values_ND: NDArray[Any]) -> FeatureStatistics:
     )
 
 
-def image_statistics(frames: Image) -> FeatureStatistics:
-    """Statistics per colour channel, in [0, 1], over evenly spaced frames.
+class ImageStatistics:
+    """Statistics per colour channel, in [0, 1], over evenly spaced frames that come one by one.
 
     As in LeRobot about N**0.75 frames, at least 100 where there are as many, are looked at, and
     frames above 300 pixels are thinned to about 150.
-
-    Args:
-        frames: uint8 (N, H, W, 3).
     """
-    total = len(frames)
-    samples = min(total, int(np.clip(total**0.75, 100, 10_000)))
-    chosen = np.round(np.linspace(0, total - 1, samples)).astype(np.int64)
-    side = max(frames.shape[1:3])
-    stride = side // _DECIMATED_SIDE_PX if side > _LARGEST_SIDE_PX else 1
-    sampled = frames[chosen, ::stride, ::stride]
-    counts_CV = np.stack(
-        [np.bincount(sampled[..., channel].ravel(), minlength=256) for channel in range(3)]
-    )
-    levels_V = np.arange(256) / 255.0
-    pixels = counts_CV[0].sum()
-    mean_C = counts_CV @ levels_V / pixels
-    variance_C = counts_CV @ levels_V**2 / pixels - mean_C**2
-    cumulative_CV = counts_CV.cumsum(axis=1)
 
-    def at_rank(rank: int) -> NDArray[np.float64]:
-        levels_C: NDArray[np.float64] = levels_V[(cumulative_CV <= rank).sum(axis=1)]
-        return levels_C
+    def __init__(self, total: int) -> None:
+        """Expect `total` frames, at least one."""
+        samples = min(total, int(np.clip(total**0.75, 100, 10_000)))
+        self._chosen = np.zeros(total, np.bool_)
+        self._chosen[np.round(np.linspace(0, total - 1, samples)).astype(np.int64)] = True
+        self._counts_CV = np.zeros((3, 256), np.int64)
+        self._seen = self._samples = 0
 
-    quantiles = {}
-    for name, q in QUANTILES.items():
-        below = int(q * (pixels - 1))
-        part = q * (pixels - 1) - below
-        quantiles[name] = (1 - part) * at_rank(below) + part * at_rank(min(below + 1, pixels - 1))
-    return FeatureStatistics(
-        minimum=at_rank(0),
-        maximum=at_rank(pixels - 1),
-        mean=mean_C,
-        std=np.sqrt(variance_C.clip(min=0)),
-        **quantiles,
-        count=samples,
-    )
+    def passing(self, frames: Iterable[Image]) -> Iterator[Image]:
+        """The frames, uint8 (H, W, 3) each, looked at in passing.
+
+        Raises:
+            ValueError: when more or fewer frames come than were expected.
+        """
+        for frame in frames:
+            if self._seen < len(self._chosen) and self._chosen[self._seen]:
+                self._look_at(frame)
+            self._seen += 1
+            yield frame
+        if self._seen != len(self._chosen):
+            raise ValueError(f"expected {len(self._chosen)} frames, but {self._seen} came")
+
+    def result(self) -> FeatureStatistics:
+        """The statistics, once all frames have passed."""
+        levels_V = np.arange(256) / 255.0
+        pixels = int(self._counts_CV[0].sum())
+        mean_C = self._counts_CV @ levels_V / pixels
+        variance_C = self._counts_CV @ levels_V**2 / pixels - mean_C**2
+        cumulative_CV = self._counts_CV.cumsum(axis=1)
+
+        def at_rank(rank: int) -> NDArray[np.float64]:
+            levels_C: NDArray[np.float64] = levels_V[(cumulative_CV <= rank).sum(axis=1)]
+            return levels_C
+
+        quantiles = {}
+        for name, q in QUANTILES.items():
+            below = int(q * (pixels - 1))
+            part = q * (pixels - 1) - below
+            above = min(below + 1, pixels - 1)
+            quantiles[name] = (1 - part) * at_rank(below) + part * at_rank(above)
+        return FeatureStatistics(
+            minimum=at_rank(0),
+            maximum=at_rank(pixels - 1),
+            mean=mean_C,
+            std=np.sqrt(variance_C.clip(min=0)),
+            **quantiles,
+            count=self._samples,
+        )
+
+    def _look_at(self, frame: Image) -> None:
+        side = max(frame.shape[:2])
+        stride = side // _DECIMATED_SIDE_PX if side > _LARGEST_SIDE_PX else 1
+        sampled = frame[::stride, ::stride]
+        for channel in range(3):
+            self._counts_CV[channel] += np.bincount(sampled[..., channel].ravel(), minlength=256)
+        self._samples += 1
 
 
 def combine(first: FeatureStatistics, second: FeatureStatistics) -> FeatureStatistics:

@@ -1,4 +1,4 @@
-"""A data set on disk in the LeRobotDataset v3.0 layout, read.
+"""A data set on disk in the LeRobotDataset layout, read for training.
 
 Shape legend: H height, M episodes, N frames, T steps of an episode, W width.
 """
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,20 +22,15 @@ from robot_qsft.datasets.features import (
     TRUNCATED,
     DatasetInfo,
     Feature,
-    camera_name,
     info_from_features,
-    is_colour_camera,
 )
-from robot_qsft.datasets.index import EpisodeIndex, read_index, read_info
+from robot_qsft.datasets.index import EpisodeIndex, read_info
 from robot_qsft.datasets.interface import Image, Vector
-from robot_qsft.datasets.parquet import (
-    read_columns,
-    read_rows,
-    read_tasks,
-    to_numpy,
-)
+from robot_qsft.datasets.open_index import open_index, source_files
+from robot_qsft.datasets.outcomes import judge
+from robot_qsft.datasets.parquet import read_columns, to_numpy
+from robot_qsft.datasets.stored_frames import StoredFrames
 from robot_qsft.datasets.tables import Source, Tables
-from robot_qsft.datasets.video import read_frames
 
 _IS_SUCCESS: Final = "is_success"
 
@@ -53,9 +47,7 @@ class Dataset:
         self.stored_info = stored_info
         self.index = index
         self._features: dict[str, Feature] = stored_info["features"]
-        self._camera_keys = {
-            camera_name(key): key for key in self._features if is_colour_camera(self._features[key])
-        }
+        self._frames = StoredFrames(path, index=index, features=self._features, fps=info.fps)
         self._tables: Tables | None = None
 
     @classmethod
@@ -73,14 +65,8 @@ class Dataset:
             )
         except ValueError as error:
             raise ValueError(f"{path / 'meta/info.json'}: {error}") from error
-        dataset = cls(path, info=info, stored_info=stored, index=read_index(path, stored))
-        for file in dataset.source_files():
-            if not file.is_file():
-                raise ValueError(
-                    f"expected the file {file.relative_to(path)} of the data set {path}, but it is "
-                    "missing; restore it or record again"
-                )
-        return dataset
+        index = open_index(path, stored)
+        return cls(path, info=info, stored_info=stored, index=index)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -93,10 +79,7 @@ class Dataset:
 
     def source_files(self) -> tuple[Path, ...]:
         """Every file that the content of the data set depends on, sorted."""
-        index = self.index
-        videos = (file for files in index.video_files.values() for file in files)
-        files = {"meta/info.json", "meta/tasks.parquet", *index.meta_files, *index.data_files}
-        return tuple(self.path / file for file in sorted({*files, *videos}))
+        return source_files(self.path, self.index)
 
     def tables(self) -> Tables:
         """All numbers, without decoding images; read once and kept.
@@ -129,7 +112,7 @@ class Dataset:
             truncated=bool(tables.truncated[index]),
             instruction=tables.tasks[tables.task_indices[index]],
             images={
-                camera: np.stack(list(self._images(camera, index, index + 1)))
+                camera: np.stack(list(self.episode_frames(camera, index)))
                 for camera in self.info.cameras
             },
             environment_states=tables.environment_states[rows],
@@ -142,48 +125,15 @@ class Dataset:
         Raises:
             ValueError: when there is no such camera, or a file is missing, damaged or too short.
         """
-        if camera not in self._camera_keys:
-            raise ValueError(
-                f"camera {camera!r} asked for, but {self.path} has "
-                f"{', '.join(self._camera_keys) or 'none'}; choose one of these"
-            )
-        key = self._camera_keys[camera]
-        files = self.index.video_files.get(key, self.index.data_files)
-        first = 0
-        for last in range(1, len(self) + 1):
-            if last == len(self) or files[last] != files[first]:
-                yield from self._images(camera, first, last)
-                first = last
+        return self._frames.of_episodes(camera, 0, len(self))
 
-    def _images(self, camera: str, first: int, last: int) -> Iterator[Image]:
-        """Frames of consecutive episodes that lie in one file."""
-        key = self._camera_keys[camera]
-        expected = self.info.cameras[camera]
-        fps = self.info.fps
-        lengths = self.index.lengths[first:last]
-        images: Iterator[Image]
-        if key in self.index.video_files:
-            file = self.path / self.index.video_files[key][first]
-            starts_s = self.index.video_starts_s[key][first:last]
-            times_s = (
-                float(start_s) + step / fps
-                for start_s, length in zip(starts_s, lengths, strict=True)
-                for step in range(length)
-            )
-            images = read_frames(file, times_s=times_s, fps=fps)
-        else:
-            file = self.path / self.index.data_files[first]
-            before = self.index.data_files.index(self.index.data_files[first])
-            row = int(self.index.starts[first] - self.index.starts[before])
-            stored = read_rows(file, key, first=row, count=int(lengths.sum()))
-            images = (_decode(value, about=f"{camera!r} in {file}") for value in stored)
-        for image in images:
-            if image.shape != (expected.height, expected.width, 3):
-                raise ValueError(
-                    f"expected frames of {expected.height}x{expected.width} for camera {camera!r}, "
-                    f"but {image.shape[0]}x{image.shape[1]} came from {file}; mend meta/info.json"
-                )
-            yield image
+    def episode_frames(self, camera: str, index: int) -> Iterator[Image]:
+        """Yield the frames of one episode in order, RGB uint8 (H, W, 3).
+
+        Raises:
+            ValueError: as `frames` does.
+        """
+        return self._frames.of_episodes(camera, index, index + 1)
 
     def _read_tables(self) -> Tables:
         keys = [
@@ -261,7 +211,7 @@ class Dataset:
             # `next.done` alone marks the end of a recording, however it came about.
             terminated = successes[last_rows]
             truncated = ~terminated
-        tasks = read_tasks(self.path / "meta/tasks.parquet")
+        tasks = self.index.tasks
         task_indices = columns["task_index"][starts, 0].astype(np.int64)
         if task_indices.min() < 0 or task_indices.max() >= len(tasks):
             raise ValueError(
@@ -282,6 +232,7 @@ class Dataset:
             demonstrators=self.index.demonstrators,
             reward_source=reward_source,
             success_source=success_source,
+            outcomes=None if self.index.recorded is None else judge(self.index.recorded),
         )
 
 
@@ -295,14 +246,3 @@ def _success_source(columns: Mapping[str, NDArray[Any]]) -> Source:
     if rewards is not None and np.isin(rewards, (0, 1)).all() and rewards.any():
         return REWARD
     return "none"
-
-
-def _decode(stored: Any, *, about: str) -> Image:
-    """RGB frame from the struct that an `image` column holds."""
-    content = stored["bytes"] if stored else None
-    if not content:
-        raise ValueError(f"expected image bytes for camera {about}, but none came; record again")
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None:
-        raise ValueError(f"expected a PNG or JPEG for camera {about}, but it cannot be decoded")
-    return np.ascontiguousarray(decoded[..., ::-1])

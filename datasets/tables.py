@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Vector
 
-Source: TypeAlias = Literal["next.reward", "next.success", "is_success", "none"]
+Source: TypeAlias = Literal["next.reward", "next.success", "is_success", "label", "none"]
+Outcome: TypeAlias = Literal["success", "failure", "unknown"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,9 @@ class Tables:
         demonstrators: who acted, one per episode; "" when unknown.
         reward_source: the column that the rewards come from; "next.success" or "is_success" means
             1 at the first success of an episode.
-        success_source: the column that the successes come from.
+        success_source: the column that the successes come from; "label" where people marked them.
+        outcomes: how every episode ended, where labels or the ingestion tell it; None where only
+            the columns do.
     """
 
     states: Vector
@@ -51,6 +54,7 @@ class Tables:
     demonstrators: tuple[str, ...]
     reward_source: Source
     success_source: Source
+    outcomes: tuple[Outcome, ...] | None = None
 
     @property
     def episode_lengths(self) -> NDArray[np.int64]:

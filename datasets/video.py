@@ -78,8 +78,8 @@ class VideoWriter:
         stream.time_base = self._time_base
         self._stream = stream
 
-    def write(self, frames: Image) -> None:
-        """Append frames, uint8 (T, H, W, 3)."""
+    def write(self, frames: Iterable[Image]) -> None:
+        """Append frames, uint8 (H, W, 3) each."""
         for image in frames:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = self.frames_written
@@ -105,7 +105,7 @@ class VideoWriter:
             self._container.mux(packet)
 
 
-def read_frames(path: Path, *, times_s: Iterable[float], fps: int) -> Iterator[Image]:
+def read_frames(path: Path, *, times_s: Iterable[float], fps: float) -> Iterator[Image]:
     """Decode the frames at the given times, front to back.
 
     Args:

@@ -3,6 +3,7 @@
 Shape legend: H height, T frames, W width.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +66,17 @@ class VideoShardWriter:
         self._encoder = encoder
         self._video: VideoWriter | None = None
 
-    def write(self, frames: Image) -> VideoPlace:
-        """Append the frames of an episode, uint8 (T, H, W, 3)."""
+    def write(self, frames: Iterable[Image], *, count: int, height: int, width: int) -> VideoPlace:
+        """Append the frames of an episode, `count` in all, uint8 (H, W, 3) each."""
         video = self._video
         if video is not None:
-            share = len(frames) / video.frames_written
+            share = count / video.frames_written
             if video.bytes_written * (1 + share) >= self._limit:
                 self.close()
                 self._position = next_position(self._position, chunk_size=self._chunk_size)
                 video = None
         if video is None:
-            video = self._video = self._open(height=frames.shape[1], width=frames.shape[2])
+            video = self._video = self._open(height=height, width=width)
         first = video.frames_written
         video.write(frames)
         return VideoPlace(

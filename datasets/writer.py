@@ -1,52 +1,31 @@
 """Writes data sets in the LeRobotDataset v3.0 layout, all or nothing."""
 
-import json
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from robot_qsft.datasets.episode import Episode
-from robot_qsft.datasets.episode_columns import (
-    EpisodePlace,
-    check_fits,
-    episode_statistics,
-    episode_table,
-    number_columns,
-)
+from robot_qsft.datasets.episode_columns import EpisodePlace, check_fits, number_columns
+from robot_qsft.datasets.episode_files import MEGABYTE, EpisodeFiles
 from robot_qsft.datasets.features import (
-    IMAGES,
+    Camera,
     DatasetInfo,
     Feature,
-    arrow_schema,
     features_from_info,
     is_visual,
 )
-from robot_qsft.datasets.index import image_statistics_of
-from robot_qsft.datasets.parquet import (
-    ShardWriter,
-    next_position,
-    read_columns,
-    read_tasks,
-    to_numpy,
-    write_tasks,
-)
+from robot_qsft.datasets.index import image_statistics_of, version_of
+from robot_qsft.datasets.meta_files import EPISODES_PATH, new_info, write_meta
+from robot_qsft.datasets.parquet import ShardWriter, next_position
 from robot_qsft.datasets.staging import Staging
-from robot_qsft.datasets.statistics import (
-    FeatureStatistics,
-    combine,
-    feature_statistics,
-    statistics_to_json,
-)
+from robot_qsft.datasets.statistics import FeatureStatistics
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.video import choose_encoder, codec_of
-from robot_qsft.datasets.video_shards import VideoShardWriter
 
-_EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-_MEGABYTE = 1024 * 1024
 _ROWS_PER_GROUP = 100
 
 
@@ -82,14 +61,16 @@ class DatasetWriter:
         """
         self.path = Path(path)
         self.info = info
-        self._encoder = _encoder_for(info)
+        self._encoder = encoder_for(info.cameras)
         self._staging = Staging(self.path)
         try:
             before = _find(self.path, append=append)
             if before is None:
-                self._stored_info = _new_info(
-                    info,
-                    codec=codec_of(self._encoder) if self._encoder else "",
+                codec = codec_of(self._encoder) if self._encoder else ""
+                self._stored_info = new_info(
+                    features_from_info(info, codec=codec),
+                    fps=info.fps,
+                    robot_type=info.robot_type,
                     data_file_size_mb=data_file_size_mb,
                     video_file_size_mb=video_file_size_mb,
                 )
@@ -119,14 +100,13 @@ class DatasetWriter:
         """Find out where to go on, and make the files' writers."""
         stored = self._stored_info
         self._features: dict[str, Feature] = stored["features"]
-        self._schema = arrow_schema(self._features)
         self._episode_count = int(stored["total_episodes"])
         self._frame_count = int(stored["total_frames"])
         self._finished = False
         self._rows: list[dict[str, Any]] = []
         self._tasks: list[str] = []
         self._data_files_before: list[Path] = []
-        self._image_statistics: dict[str, FeatureStatistics] = {}
+        image_statistics: dict[str, FeatureStatistics] = {}
         kept: tuple[Path, ...] = ()
         data_files: tuple[str, ...] = ()
         meta_files: tuple[str, ...] = ()
@@ -135,44 +115,34 @@ class DatasetWriter:
             kept = before.source_files()
             data_files, meta_files = before.index.data_files, before.index.meta_files
             video_files = dict(before.index.video_files)
-            self._tasks = list(read_tasks(self.path / "meta/tasks.parquet"))
+            self._tasks = list(before.index.tasks)
             self._data_files_before = [self.path / file for file in dict.fromkeys(data_files)]
-            self._image_statistics = {
+            image_statistics = {
                 key: image_statistics_of(key, self.path, meta_files)
                 for key, feature in self._features.items()
                 if is_visual(feature)
             }
         self._staging.begin(kept)
         chunk_size = int(stored["chunks_size"])
-        limit = int(stored["data_files_size_in_mb"]) * _MEGABYTE
-        self._data = ShardWriter(
+        self._files = EpisodeFiles(
             self._staging.folder,
-            template=stored["data_path"],
-            position=_position_after(data_files, chunk_size=chunk_size),
-            chunk_size=chunk_size,
-            limit=limit,
+            stored_info=stored,
+            encoder=self._encoder,
+            data_position=_position_after(data_files, chunk_size=chunk_size),
+            video_positions={
+                key: _position_after(video_files.get(key, ()), chunk_size=chunk_size)
+                for key, feature in self._features.items()
+                if feature["dtype"] == "video"
+            },
+            image_statistics=image_statistics,
         )
         self._episodes = ShardWriter(
             self._staging.folder,
-            template=_EPISODES_PATH,
+            template=EPISODES_PATH,
             position=_position_after(meta_files, chunk_size=chunk_size),
             chunk_size=chunk_size,
-            limit=limit,
+            limit=int(stored["data_files_size_in_mb"]) * MEGABYTE,
         )
-        self._videos = {
-            key: VideoShardWriter(
-                self._staging.folder,
-                template=stored["video_path"],
-                key=key,
-                position=_position_after(video_files.get(key, ()), chunk_size=chunk_size),
-                chunk_size=chunk_size,
-                limit=int(stored["video_files_size_in_mb"]) * _MEGABYTE,
-                fps=self.info.fps,
-                encoder=self._encoder,
-            )
-            for key, feature in self._features.items()
-            if feature["dtype"] == "video"
-        }
 
     def add_episode(self, episode: Episode) -> None:
         """Append an episode.
@@ -188,31 +158,8 @@ class DatasetWriter:
             first_index=self._frame_count,
             task_index=self._tasks.index(episode.instruction),
         )
-        numbers = number_columns(episode, fps=self.info.fps, place=place)
-        chunk, file = self._data.make_room(len(episode))
-        self._data.write(episode_table(numbers, episode.images, self._schema))
-        row: dict[str, Any] = {
-            "episode_index": self._episode_count,
-            "tasks": [episode.instruction],
-            "length": len(episode),
-            "demonstrator": episode.demonstrator,
-            "data/chunk_index": chunk,
-            "data/file_index": file,
-            "dataset_from_index": self._frame_count,
-            "dataset_to_index": self._frame_count + len(episode),
-        }
-        for key, video in self._videos.items():
-            video_place = video.write(episode.images[key.removeprefix(IMAGES)])
-            row |= {f"videos/{key}/{part}": value for part, value in asdict(video_place).items()}
-        for key, statistics in episode_statistics(numbers, episode.images).items():
-            feature = self._features[key]
-            if is_visual(feature):
-                known = self._image_statistics.get(key)
-                self._image_statistics[key] = (
-                    combine(known, statistics) if known is not None else statistics
-                )
-            listed = statistics_to_json(statistics, dtype=feature["dtype"])
-            row |= {f"stats/{key}/{part}": value for part, value in listed.items()}
+        row = self._files.add(number_columns(episode), episode.images, place=place)
+        row |= {"tasks": [episode.instruction], "demonstrator": episode.demonstrator}
         self._rows.append(row)
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush_rows()
@@ -234,10 +181,8 @@ class DatasetWriter:
             return
         try:
             self._flush_rows()
-            self._data.close()
+            self._files.close()
             self._episodes.close()
-            for video in self._videos.values():
-                video.close()
             self._write_meta()
         except BaseException:
             self.discard()
@@ -251,9 +196,7 @@ class DatasetWriter:
             return
         self._finished = True
         try:
-            for video in self._videos.values():
-                video.abandon()
-            self._data.close()
+            self._files.abandon()
             self._episodes.close()
         finally:
             self._staging.discard()
@@ -268,41 +211,25 @@ class DatasetWriter:
         self._rows = []
 
     def _write_meta(self) -> None:
-        meta = self._staging.folder / "meta"
-        write_tasks(meta / "tasks.parquet", self._tasks)
-        statistics = {
-            key: statistics_to_json(self._whole_statistics(key, feature), dtype=feature["dtype"])
-            for key, feature in self._features.items()
-        }
-        assert statistics["index"]["count"] == [self._frame_count], "an episode broke off halfway"
-        _write_json(meta / "stats.json", statistics)
-        totals = {
-            "total_episodes": self._episode_count,
-            "total_frames": self._frame_count,
-            "total_tasks": len(self._tasks),
-            "splits": {"train": f"0:{self._episode_count}"},
-        }
-        _write_json(meta / "info.json", self._stored_info | totals)
-
-    def _whole_statistics(self, key: str, feature: Feature) -> FeatureStatistics:
-        """Over all episodes, old and new: exact for numbers, combined for frames."""
-        if is_visual(feature):
-            return self._image_statistics[key]
-        paths = [*self._data_files_before, *(self._staging.folder / "data").rglob("*.parquet")]
-        parts = [
-            to_numpy(
-                read_columns(path, [key]).column(key),
-                width=feature["shape"][0],
-                about=f"{key!r} in {path}",
-            )
-            for path in paths
-        ]
-        return feature_statistics(np.concatenate(parts))
+        folder = self._staging.folder
+        write_meta(
+            folder / "meta",
+            stored_info=self._stored_info,
+            tasks=self._tasks,
+            episodes=self._episode_count,
+            frames=self._frame_count,
+            data_files=[*self._data_files_before, *(folder / "data").rglob("*.parquet")],
+            image_statistics=self._files.image_statistics,
+        )
 
 
-def _encoder_for(info: DatasetInfo) -> str:
-    """The video encoder, or "" when no camera is stored as video."""
-    videos = {name: camera for name, camera in info.cameras.items() if camera.storage == "video"}
+def encoder_for(cameras: Mapping[str, Camera]) -> str:
+    """The video encoder, or "" when no camera is stored as video.
+
+    Raises:
+        ValueError: when a camera cannot be stored as video, or there is no encoder.
+    """
+    videos = {name: camera for name, camera in cameras.items() if camera.storage == "video"}
     for name, camera in videos.items():
         if camera.height % 2 or camera.width % 2:
             raise ValueError(
@@ -325,32 +252,15 @@ def _find(path: Path, *, append: bool) -> Dataset | None:
             f"expected a data set to append to at {path}, but there is none; "
             "write a new one (append=False)"
         )
-    return Dataset.open(path) if append else None
-
-
-def _new_info(
-    info: DatasetInfo, *, codec: str, data_file_size_mb: int, video_file_size_mb: int
-) -> dict[str, Any]:
-    """The `meta/info.json` of a data set without episodes."""
-    return {
-        "codebase_version": "v3.0",
-        "robot_type": info.robot_type,
-        "total_episodes": 0,
-        "total_frames": 0,
-        "total_tasks": 0,
-        "chunks_size": 1000,
-        "data_files_size_in_mb": data_file_size_mb,
-        "video_files_size_in_mb": video_file_size_mb,
-        "fps": info.fps,
-        "splits": {},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": (
-            "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-            if codec
-            else None
-        ),
-        "features": features_from_info(info, codec=codec),
-    }
+    if not append:
+        return None
+    before = Dataset.open(path)
+    if not version_of(before.stored_info).startswith("v3"):
+        raise ValueError(
+            f"{path} is of version {version_of(before.stored_info)}, which can be read but not "
+            "appended to; turn it into v3.0 with 'robot-qsft ingest' first"
+        )
+    return before
 
 
 def _check_same(before: Dataset, info: DatasetInfo) -> None:
@@ -385,7 +295,3 @@ def _position_after(files: tuple[str, ...], *, chunk_size: int) -> tuple[int, in
         for path in map(Path, files)
     ]
     return next_position(max(places), chunk_size=chunk_size)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from robot_qsft.console import (
     frame_bar,
     progress_bar,
 )
+from robot_qsft.data_commands import Ingest
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
@@ -215,7 +216,7 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = Collect | Train | Eval | Demo | Doctor
+Command: TypeAlias = Collect | Ingest | Train | Eval | Demo | Doctor
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:

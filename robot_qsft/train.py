@@ -25,7 +25,7 @@ from robot_qsft.datasets.batches import (
     WindowSampler,
     n_step_returns,
 )
-from robot_qsft.datasets.outcomes import check_rewards
+from robot_qsft.datasets.outcomes import check_outcomes_known, check_rewards, infer_outcomes
 from robot_qsft.datasets.tables import Tables
 from robot_qsft.json_file import write_json
 from robot_qsft.learning_step import Collator, Losses, Method, losses
@@ -57,7 +57,8 @@ class TrainConfig:
 
     Attributes:
         method: "qsft", or "bc" for the behaviour head alone.
-        episodes: train on "all" episodes or on "successful" ones only (filtered BC).
+        episodes: train on "all" episodes, on those whose outcome is "known", or on "successful"
+            ones only (filtered BC).
         environment_state: let the policy read the simulator's truth (low-dimensional tasks).
         network: its size and layout.
         tokenizer: action bins.
@@ -81,7 +82,7 @@ class TrainConfig:
     """
 
     method: Method = "qsft"
-    episodes: Literal["all", "successful"] = "all"
+    episodes: Literal["all", "known", "successful"] = "all"
     environment_state: bool = False
     network: RTConfig = field(default_factory=RTConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -382,15 +383,22 @@ def chosen_episodes(config: TrainConfig, data: TrainingData) -> NDArray[np.int64
     """
     if config.method == "qsft":
         check_rewards(data.tables)
+        if config.episodes == "all":
+            check_outcomes_known(data.tables)
     if config.episodes == "all":
         return data.training
-    successful = data.training[data.tables.episode_successes[data.training]]
-    if len(successful) == 0:
+    outcomes = np.array(infer_outcomes(data.tables).outcomes)[data.training]
+    chosen = data.training[
+        outcomes == "success" if config.episodes == "successful" else outcomes != "unknown"
+    ]
+    if len(chosen) == 0:
         raise ValueError(
             "no training episode succeeded, so there is nothing to filter for; "
             "train on all episodes instead"
+            if config.episodes == "successful"
+            else "of no training episode is the outcome known; label some with 'robot-qsft label'"
         )
-    return successful
+    return chosen
 
 
 def rows_of(tables: Tables, episodes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from robot_qsft.console import TrainingDisplay
 from robot_qsft.datasets.batches import TrainingData
-from robot_qsft.sim.rollouts import start_worker
+from robot_qsft.datasets.parallel import start_worker
 from robot_qsft.train import TrainConfig, train
 
 DataLoader = Callable[[], TrainingData]

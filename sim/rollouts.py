@@ -3,22 +3,15 @@
 Shape legend: T steps.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Policy, Vector
+from robot_qsft.datasets.parallel import in_processes
 from robot_qsft.sim.environment import (
     Environment,
     EnvironmentConfig,
@@ -78,26 +71,7 @@ def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
         ValueError: when a policy or environment refuses what it is given, naming the seed.
         RuntimeError: when an attempt fails otherwise, naming its seed and cause.
     """
-    if workers <= 1:
-        yield from map(_run, attempts)
-        return
-    waiting: deque[Future[Rollout]] = deque()
-    queue = iter(attempts)
-    with (
-        _single_threaded_children(),
-        ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=start_worker
-        ) as pool,
-    ):
-        try:
-            for attempt in islice(queue, 2 * workers):
-                waiting.append(pool.submit(_run, attempt))
-            while waiting:
-                rollout = waiting.popleft().result()
-                waiting.extend(pool.submit(_run, attempt) for attempt in islice(queue, 1))
-                yield rollout
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return in_processes(_run, attempts, workers=workers)
 
 
 def _run(attempt: Attempt) -> Rollout:
@@ -159,30 +133,3 @@ def _environment(config: EnvironmentConfig) -> Environment:
 @lru_cache(maxsize=_KEPT)
 def _policy(factory: PolicyFactory) -> Policy:
     return factory()
-
-
-def start_worker() -> None:
-    """Begin a worker process: Ctrl-C is left to the parent, and when that dies the worker ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only worker processes have a parent"
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Parallelism comes from processes; numerics threads on top would only contend."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before

@@ -1,21 +1,32 @@
 """The training cache: equal to the source, rebuilt when that changes, whole or absent."""
 
 import errno
+import hashlib
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from robot_qsft.datasets import cache as cache_module
+from robot_qsft.datasets import cache_images
 from robot_qsft.datasets.cache import TrainingCache
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.interface import Image
+from robot_qsft.datasets.jpeg_cache import JpegFrames
 from robot_qsft.datasets.store import Dataset
+from robot_qsft.datasets.stored_frames import StoredFrames
 from robot_qsft.datasets.writer import DatasetWriter
 
 INFO = DatasetInfo(
@@ -93,10 +104,10 @@ def test_no_cameras(dataset: Dataset) -> None:
 def test_opened_not_built_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build(dataset)
 
-    def refuse(self: Dataset, camera: str) -> Iterator[Image]:
+    def refuse(self: StoredFrames, camera: str, first: int, last: int) -> Iterator[Image]:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(Dataset, "frames", refuse)
+    monkeypatch.setattr(StoredFrames, "of_episodes", refuse)
     assert build(Dataset.open(dataset.path)).path == before.path
 
 
@@ -104,6 +115,221 @@ def test_progress_ends_at_all_frames(dataset: Dataset) -> None:
     told: list[tuple[int, int]] = []
     build(dataset, progress=lambda done, total: told.append((done, total)))
     assert told == [(15, 30), (30, 30)]
+
+
+@pytest.fixture
+def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each episode is a worker's task of its own."""
+    monkeypatch.setattr(cache_images, "_FRAMES_PER_TASK", 1)
+
+
+@pytest.mark.usefixtures("many_tasks")
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_same_bytes_whatever_the_number_of_workers(
+    dataset: Dataset, tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later episodes are ready first: the first takes its time."""
+    frames = StoredFrames.of_episodes
+
+    def slow_at_first(self: StoredFrames, camera: str, first: int, last: int) -> Iterator[Image]:
+        for frame in frames(self, camera, first, last):
+            time.sleep(0.02 * (first == 0))
+            yield frame
+
+    one = build(dataset, directory=tmp_path / "one", storage=storage, workers=1)
+    monkeypatch.setattr(StoredFrames, "of_episodes", slow_at_first)
+    four = build(dataset, directory=tmp_path / "four", storage=storage, workers=4)
+    names = sorted(file.name for file in one.path.iterdir())
+    assert names == sorted(file.name for file in four.path.iterdir())
+    for name in set(names) - {"hashes.json"}:
+        assert (one.path / name).read_bytes() == (four.path / name).read_bytes(), name
+    assert not any("part" in name for name in names)
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_workers_stop_when_one_fails(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of endless episodes the second fails."""
+    frame = np.zeros((64, 64, 3), np.uint8)
+
+    def endless(self: StoredFrames, camera: str, first: int, last: int) -> Iterator[Image]:
+        if first == 1:
+            raise ValueError("damaged")
+        if first == 0:
+            yield from [frame] * 4
+        while first == 2:
+            yield frame
+
+    monkeypatch.setattr(StoredFrames, "of_episodes", endless)
+    with pytest.raises(ValueError, match="damaged"):
+        build(dataset, cameras=("front",), storage="jpeg", workers=4)
+    assert not list((dataset.path.parent / ".cache").iterdir())
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_missing_frames_are_not_made_up(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    frames = StoredFrames.of_episodes
+    monkeypatch.setattr(
+        StoredFrames, "of_episodes", lambda self, *where: list(frames(self, *where))[:-1]
+    )
+    with pytest.raises(ValueError, match="expected 15 frames of camera 'front' in episodes 0 to 2"):
+        build(dataset, storage=storage)
+
+
+# Raw frames or JPEGs.
+
+RAW_BYTES = 15 * 2 * 64 * 64 * 3
+
+
+def leave_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_jpegs_are_near_the_source(dataset: Dataset) -> None:
+    """The frames are noise, which JPEGs hold worst: compared are means of blocks of 8x8 pixels."""
+
+    def blocks(frames: Image) -> NDArray[np.float64]:
+        return frames.astype(np.float64).reshape(15, 8, 8, 8, 8, 3).mean((2, 4))
+
+    cache = build(dataset, storage="jpeg")
+    assert cache.storage == "jpeg" and cache.reason == "asked for"
+    for camera, frames in build(dataset, storage="raw").images.items():
+        stored = cache.images[camera]
+        assert isinstance(stored, JpegFrames) and stored.shape == frames.shape
+        actual, expected = blocks(stored[:]), blocks(frames[:])
+        others = np.roll(expected, 1, axis=0)
+        assert np.abs(actual - expected).mean() < 0.1 * np.abs(actual - others).mean()
+
+
+def test_raw_where_it_fits(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_free(monkeypatch, RAW_BYTES + 2**30)
+    cache = build(dataset, raw_budget_bytes=RAW_BYTES)
+    assert cache.storage == "raw" and cache.reason.endswith("fit")
+
+
+def test_jpegs_where_the_disk_is_too_full(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_free(monkeypatch, RAW_BYTES + 2**30 - 1)
+    cache = build(dataset)
+    assert cache.storage == "jpeg"
+    assert "1.07 GB to spare do not fit into the 1.07 GB that are free" in cache.reason
+    [record] = caplog.records
+    assert record.levelname == "WARNING" and cache.reason in record.getMessage()
+
+
+def test_jpegs_where_the_budget_is_too_small(dataset: Dataset) -> None:
+    build(dataset, storage="raw")
+    cache = build(dataset, raw_budget_bytes=RAW_BYTES - 1)
+    assert cache.storage == "jpeg" and "more than the budget of 0.000369 GB" in cache.reason
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_what_was_built_stays_in_use(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    """Whatever room there is now."""
+    before = build(dataset, storage=storage)
+    leave_free(monkeypatch, {"raw": 0, "jpeg": 2**40}[storage])
+    assert build(dataset).path == before.path
+
+
+def test_unknown_storage_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="storage must be auto, raw or jpeg, got 'png'"):
+        build(dataset, storage="png")
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        build(dataset, workers=0)
+
+
+# What makes a cache stale.
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is an hour ahead of what is written to files."""
+    now_ns = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns + 3600 * 10**9)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed."""
+    names: list[str] = []
+    digest = hashlib.file_digest
+
+    def noted(opened: Any, kind: str) -> Any:
+        names.append(Path(opened.name).name)
+        return digest(opened, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    return names
+
+
+@pytest.mark.usefixtures("later")
+def test_files_are_hashed_once(dataset: Dataset, read: list[str]) -> None:
+    build(dataset)
+    assert len(read) == len(dataset.source_files())
+    read.clear()
+    build(Dataset.open(dataset.path))
+    build(Dataset.open(dataset.path), image_size=(32, 32))
+    assert read == []
+
+
+def test_files_that_changed_just_now_are_hashed_again(dataset: Dataset, read: list[str]) -> None:
+    """The file system's clock may not show the next change."""
+    build(dataset)
+    build(dataset)
+    assert len(read) == 2 * len(dataset.source_files())
+
+
+def test_hashes_are_remembered_once_files_have_settled(
+    dataset: Dataset, read: list[str], request: pytest.FixtureRequest
+) -> None:
+    cache = build(dataset)
+    assert json.loads((cache.path / "hashes.json").read_text()) == {}
+    request.getfixturevalue("later")
+    build(dataset)
+    read.clear()
+    build(dataset)
+    assert read == []
+
+
+@pytest.mark.usefixtures("later")
+def test_only_the_changed_file_is_read(dataset: Dataset, read: list[str]) -> None:
+    """Its length and time of change are those from before."""
+    before = build(dataset)
+    read.clear()
+    file = next(dataset.path.rglob("*.mp4"))
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+    assert build(Dataset.open(dataset.path), cameras=()).path != before.path
+    assert read == [file.name]
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("content", ["", "[]", '{"x": ', '{"a": "b"}'])
+def test_damaged_memory_of_hashes_is_no_hindrance(
+    dataset: Dataset, read: list[str], content: str
+) -> None:
+    cache = build(dataset)
+    read.clear()
+    (cache.path / "hashes.json").write_text(content)
+    assert build(dataset).path == cache.path
+    assert len(read) == len(dataset.source_files())
+
+
+def test_cache_of_another_layout_is_removed(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_LAYOUT", ["1"])
+        old = build(dataset).path
+    assert build(dataset).path != old and not old.exists()
 
 
 def test_source_change_rebuilds(dataset: Dataset) -> None:
@@ -131,24 +357,50 @@ def test_another_data_set_of_that_name_keeps_its_cache(dataset: Dataset, tmp_pat
     assert first.path != second.path and first.path.exists() and second.path.exists()
 
 
-@pytest.mark.parametrize("file", ["images-0.npy", "states.npy", "manifest.json"])
-def test_damaged_cache_is_built_again(dataset: Dataset, file: str) -> None:
-    cache = build(dataset)
-    expected = np.array(cache.images["front"])
+@pytest.mark.parametrize(
+    ("storage", "file"),
+    [
+        ("raw", "images-0.npy"),
+        ("raw", "states.npy"),
+        ("raw", "manifest.json"),
+        ("jpeg", "images-0.jpegs"),
+        ("jpeg", "images-1.offsets.npy"),
+    ],
+)
+def test_damaged_cache_is_built_again(dataset: Dataset, storage: str, file: str) -> None:
+    cache = build(dataset, storage=storage)
+    expected = np.array(cache.images["front"][:])
     damaged = cache.path / file
     damaged.write_bytes(damaged.read_bytes()[:-10])
-    np.testing.assert_array_equal(build(dataset).images["front"], expected)
+    again = build(dataset, storage=storage)
+    assert again.path == cache.path
+    np.testing.assert_array_equal(again.images["front"][:], expected)
+
+
+def test_manifest_with_a_bit_flipped_is_built_again(dataset: Dataset) -> None:
+    manifest = build(dataset).path / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content.replace(b"states", b"stares"))
+    build(dataset)
+    assert manifest.read_bytes() == content
+
+
+def test_array_with_a_damaged_header_is_told(dataset: Dataset) -> None:
+    file = build(dataset).path / "images-0.npy"
+    file.write_bytes(b"?" + file.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"array at .*images-0.npy.*; delete the folder"):
+        build(dataset)
 
 
 def test_full_disk_leaves_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = Dataset.frames
+    frames = StoredFrames.of_episodes
 
-    def fill_up(self: Dataset, camera: str) -> Iterator[Image]:
-        yield next(frames(self, camera))
+    def fill_up(self: StoredFrames, camera: str, first: int, last: int) -> Iterator[Image]:
+        yield next(frames(self, camera, first, last))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Dataset, "frames", fill_up)
+        patch.setattr(StoredFrames, "of_episodes", fill_up)
         with pytest.raises(OSError, match=r"No space left on device\); free some space") as caught:
             build(dataset)
     assert caught.value.errno == errno.ENOSPC
@@ -168,13 +420,14 @@ KILLED = """
 import sys, time
 from robot_qsft.datasets.cache import TrainingCache
 from robot_qsft.datasets.store import Dataset
-frames = Dataset.frames
-def slow(self, camera):
-    for frame in frames(self, camera):
+from robot_qsft.datasets.stored_frames import StoredFrames
+frames = StoredFrames.of_episodes
+def slow(self, camera, first, last):
+    for frame in frames(self, camera, first, last):
         yield frame
         print("decoded", flush=True)
         time.sleep(60)
-Dataset.frames = slow
+StoredFrames.of_episodes = slow
 dataset = Dataset.open(sys.argv[1])
 TrainingCache.open_or_build(dataset, image_size=(64, 64), cameras=("front", "wrist"))
 """

@@ -8,9 +8,10 @@ from hypothesis.extra import numpy as hnp
 
 from robot_qsft.datasets.statistics import (
     QUANTILES,
+    FeatureStatistics,
+    ImageStatistics,
     combine,
     feature_statistics,
-    image_statistics,
     statistics_from_json,
     statistics_to_json,
 )
@@ -104,6 +105,12 @@ def test_json_form(dtype: str, bound: type) -> None:
     back = statistics_from_json(stored)
     for name in ("minimum", "maximum", "mean", "std", "count", *QUANTILES):
         np.testing.assert_array_equal(getattr(back, name), getattr(statistics, name))
+
+
+def image_statistics(frames: np.ndarray) -> FeatureStatistics:
+    statistics = ImageStatistics(len(frames))
+    assert len(list(statistics.passing(frames))) == len(frames)
+    return statistics.result()
 
 
 def test_no_rows() -> None:

@@ -1,0 +1,1 @@
+"""Other projects' ways of storing demonstrations, one module each."""
