@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_qsft.datasets.checks import Finding
+from robot_qsft.datasets.checks import LARGEST_NUMBER, Finding
 
 _FEWEST_ROWS = 10
 _DISCRETE = 8
@@ -21,13 +21,13 @@ _SATURATED = 0.25
 
 SHIFTS = (-2, -1, 0, 1, 2)
 _FEWEST_WINDOWS = 200
-_LARGEST = 1e100
-"""Beyond it squares are infinite."""
 _STRONG = 0.7
 _MARGIN = 0.6
 _SIGNIFICANT = 5.0
 _PURE = 0.7
 _ROUNDING = 1e-9
+_TELLING = 0.99
+"""Correlation of neighbouring rows from which on a delay looks like any slow answer."""
 
 
 class ActionRanges:
@@ -155,7 +155,7 @@ class Alignment:
         actions_TP = actions_TA[:, action_entries].astype(np.float64)
         states_TP = states_TS[:, state_entries].astype(np.float64)
         for values in (actions_TP, states_TP):
-            if not (np.abs(values) < _LARGEST).all():  # so neither NaN
+            if not (np.abs(values) < LARGEST_NUMBER).all():  # so neither NaN
                 return
         # Window i is about the change from row i + 3 on: two rows behind and ahead of it, and one
         # more that the change of a target needs.
@@ -226,7 +226,8 @@ def _shift(name: str, covariance_FXX: NDArray[np.float64], count: int) -> Shift 
         if strength < _STRONG or (best is not None and strength <= best.correlation):
             continue
         # Neighbouring rows are alike, so fewer of them count (Bartlett 1935).
-        alike = min(abs(float(matrix[here, here + 1])), 1 - 1e-9) ** 2
+        neighbours = min(abs(float(matrix[here, here + 1])), 1 - 1e-9)
+        alike = neighbours**2
         counting = count * (1 - alike) / (1 + alike)
         if math.atanh(min(strength, 1 - 1e-12)) * math.sqrt(max(counting - 3, 0)) < _SIGNIFICANT:
             continue
@@ -238,6 +239,6 @@ def _shift(name: str, covariance_FXX: NDArray[np.float64], count: int) -> Shift 
             rows=SHIFTS[peak] if left <= _MARGIN * left_here else 0,
             correlation=strength,
             as_recorded=float(correlations[here]),
-            pure=left_by_all + _ROUNDING >= _PURE * (left + _ROUNDING),
+            pure=neighbours < _TELLING and left_by_all + _ROUNDING >= _PURE * (left + _ROUNDING),
         )
     return best

@@ -81,8 +81,8 @@ class TrainingCache:
             cameras: names of the cameras to decode; none for training without images.
             directory: where caches are kept; `.cache` beside the data set if None.
             storage: "raw" is fastest; "jpeg" takes a tenth of the bytes or less, and a core decodes
-                about 2,000 frames of 224x224 a second. "auto" opens what is there, else builds raw
-                where that fits on the disk and into the budget, and JPEGs where it does not.
+                some thousand frames of 224x224 a second. "auto" opens what is there, else builds
+                raw where that fits on the disk and into the budget, and JPEGs where it does not.
             raw_budget_bytes: most that "auto" may store raw; only the disk limits it if None.
             workers: threads that decode; one for each core if None. The bytes are the same.
             progress: called with frames done and frames in all.

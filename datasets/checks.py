@@ -21,8 +21,8 @@ Severity: TypeAlias = Literal["error", "warning", "note"]
 
 LARGEST_RETURN = 1 + 1e-4
 _SHORT = 2
-_LARGEST = 1e100
-"""Beyond it a number tells nothing but that it is damaged."""
+LARGEST_NUMBER = 1e100
+"""Beyond it a number says only that it is damaged, and its square is infinite."""
 _REPEAT = 0.1
 _GAP = 1.5
 _TIME_UNITS_S = (1.0, 1e-3, 1e-6, 1e-9)
@@ -89,7 +89,7 @@ def check_timestamps(
         name: of the column.
     """
     times = times_T.astype(np.float64).reshape(-1)
-    if len(times) < 3 or not (np.abs(times) < _LARGEST).all():
+    if len(times) < 3 or not (np.abs(times) < LARGEST_NUMBER).all():
         return []
     distances = np.diff(times)
     forward = distances[distances > 0]
@@ -142,7 +142,7 @@ def check_rewards(
         name: of the column.
     """
     rewards = rewards_T.astype(np.float64).reshape(-1)
-    if not (np.abs(rewards) < _LARGEST).all():
+    if not (np.abs(rewards) < LARGEST_NUMBER).all():
         return []
     findings = []
     mend = "set 'reward: success' in the field map, which pays 1 at the first success"

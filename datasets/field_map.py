@@ -15,13 +15,18 @@
     assume: null                 # outcome of episodes that nothing is known of
     end_at_success: true         # leave out what came after the first success
     terminated: null             # column that is true where the task itself ended
-    keep: [observation.force]    # further columns, under their own names
+    keep: [observation.force]    # further columns
+    rename: {observation.force: observation.wrench}    # what kept columns are called with us
 
 `convert: delta` (or `absolute`) with a `reference` part turns absolute actions into differences
 from it (or back): position minus position, and the rotation that turns the reference into the
 action, both in the base frame.
+
+A rotation in angles is in radians unless `unit: deg` says otherwise.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,6 +35,7 @@ from typing import Any, Literal
 
 import yaml
 
+from robot_qsft.datasets.plain_yaml import is_number, is_text, load_yaml, shown
 from robot_qsft.datasets.rotations import REPRESENTATIONS, Representation
 
 UNITS: Mapping[str, tuple[str, float]] = MappingProxyType(
@@ -43,7 +49,9 @@ UNITS: Mapping[str, tuple[str, float]] = MappingProxyType(
 )
 """Unit to what it measures and its size in metres or radians."""
 SUCCESS_REWARD = "success"
-_LARGEST_FILE = 1 << 20
+_LARGEST_FILE = 1 << 16
+_LINE_BREAK = re.compile("[\x85\u2028\u2029]")
+"""Line breaks that PyYAML writes as they are and reads as spaces."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,29 @@ class Part:
             )
         if self.convert and self.convert == self.kind:
             raise ValueError(f"{self.column!r} is {self.kind} already; drop 'convert'")
+        if self.rotation and UNITS.get(self.unit, ("angle",))[0] != "angle":
+            raise ValueError(
+                f"{self.column!r} is a rotation, which has no length in {self.unit}; drop 'unit'"
+            )
+        if self.reference is not None:
+            self._check_reference(self.reference)
+
+    def _check_reference(self, reference: "Part") -> None:
+        if reference.reference is not None:
+            raise ValueError(
+                f"the reference of {self.column!r} cannot have a reference of its own; drop it"
+            )
+        if bool(self.rotation) != bool(reference.rotation):
+            raise ValueError(
+                f"{self.column!r} and its reference {reference.column!r} should both be rotations "
+                "or both be none; add 'rotation' to the other, too"
+            )
+        units = (self.to_unit or self.unit, reference.to_unit or reference.unit)
+        if not self.rotation and all(units) and units[0] != units[1]:
+            raise ValueError(
+                f"{self.column!r} comes in {units[0]}, but its reference {reference.column!r} in "
+                f"{units[1]}; bring both to one unit by 'to_unit'"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,8 +159,17 @@ class SuccessRule:
     column: str
     at_least: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is none.
 
-def _no_cameras() -> Mapping[str, str]:
+        Raises:
+            ValueError: when it is NaN or infinite.
+        """
+        if not math.isfinite(self.at_least):
+            raise ValueError(f"at_least should be a finite number, but {self.at_least} came")
+
+
+def _no_names() -> Mapping[str, str]:
     return {}
 
 
@@ -151,13 +191,14 @@ class FieldMap:
             ends at success only.
         fps: steps per second of the source; None for what the source tells.
         resample_fps: a lower rate to resample to; None for the source's.
-        keep: further columns, under their own names.
+        keep: further columns.
+        rename: what some of these are called with us; the others keep their names.
     """
 
     action: tuple[Part, ...]
     state: tuple[Part, ...] = ()
     environment_state: tuple[Part, ...] = ()
-    cameras: Mapping[str, str] = field(default_factory=_no_cameras)
+    cameras: Mapping[str, str] = field(default_factory=_no_names)
     instruction: str | None = None
     reward: str = SUCCESS_REWARD
     success: SuccessRule | None = None
@@ -167,6 +208,7 @@ class FieldMap:
     fps: float | None = None
     resample_fps: float | None = None
     keep: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=_no_names)
 
     def __post_init__(self) -> None:
         """Refuse a map without actions, and rates that are none.
@@ -182,6 +224,11 @@ class FieldMap:
                 raise ValueError(f"{name} should be above 0 steps per second, but {rate} came")
         if self.assume not in (None, "success", "failure"):
             raise ValueError(f"assume should be success or failure, but {self.assume!r} came")
+        for name in self.cameras:
+            if not re.fullmatch(r"[A-Za-z0-9_.\-]+", name):
+                raise ValueError(
+                    f"camera name {name!r} would break a path: use letters, digits, '_', '-', '.'"
+                )
 
 
 def read_field_map(path: Path | str) -> FieldMap:
@@ -191,19 +238,21 @@ def read_field_map(path: Path | str) -> FieldMap:
         ValueError: when the file is missing, no YAML, or says what no map can.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"expected a field map at {path}, but there is none; write one with "
-            "'robot-qsft inspect SOURCE --suggest MAP'"
-        )
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"{path} is too large for a field map; name the YAML file")
     try:
-        # safe_load makes plain values only, whatever the file asks for.
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no YAML ({reason}); mend it") from error
+        if not path.is_file():
+            raise ValueError(
+                f"expected a field map at {path}, but there is none; write one with "
+                "'robot-qsft inspect SOURCE --suggest MAP'"
+            )
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"{path} is too large for a field map; name the YAML file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); name the YAML file") from error
+    try:
+        stored = load_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no YAML ({error}); mend it") from error
     try:
         return _field_map(stored)
     except ValueError as error:
@@ -231,9 +280,12 @@ def field_map_text(field_map: FieldMap, *, heading: Sequence[str] = ()) -> str:
         "end_at_success": field_map.end_at_success,
         "terminated": field_map.terminated,
         "keep": list(field_map.keep),
+        "rename": dict(field_map.rename),
     }
     comment = "".join(f"# {line}\n" for line in heading)
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    if _LINE_BREAK.search(text):
+        text = yaml.safe_dump(plain, sort_keys=False, width=100)
     return comment + text
 
 
@@ -255,35 +307,40 @@ def _plain(part: Part) -> dict[str, Any]:
 def _field_map(stored: Any) -> FieldMap:
     known = _checked(stored, FieldMap, "the map")
     for name in ("action", "state", "environment_state"):
-        if name in known:
-            known[name] = tuple(_part(one, name) for one in _list(known[name], name))
-    cameras = known.get("cameras") or {}
-    if not isinstance(cameras, dict) or not _all(str, [*cameras, *cameras.values()]):
-        raise ValueError("cameras should map our name to the source's, such as {front: image}")
-    known["cameras"] = cameras
+        known[name] = tuple(_part(one, name) for one in _list(known.get(name), name))
+    for name, form in (
+        ("cameras", "our name to the source's, such as {front: image}"),
+        ("rename", "the source's column to ours, such as {force: wrench}"),
+    ):
+        known[name] = names = _given(known, name, {})
+        if not isinstance(names, dict) or not _all(str, [*names, *names.values()]):
+            raise ValueError(f"{name} should map {form}")
     rule = known.get("success")
     if rule is not None:
         rule = _checked(rule, SuccessRule, "success")
-        if not isinstance(rule.get("column"), str) or not _number(rule.get("at_least", 1)):
+        at_least = _given(rule, "at_least", 1)
+        if not isinstance(rule.get("column"), str) or not is_number(at_least):
             raise ValueError("success should be {column: NAME, at_least: NUMBER}")
-        known["success"] = SuccessRule(rule["column"], float(rule.get("at_least", 1)))
+        known["success"] = SuccessRule(rule["column"], float(at_least))
     for name in ("instruction", "terminated"):
-        if known.get(name) is not None and not isinstance(known[name], str):
-            raise ValueError(f"{name} should be text, but {known[name]!r} came")
+        if known.get(name) is not None and not is_text(known[name]):
+            raise ValueError(f"{name} should be text, but {shown(known[name])} came")
     for name in ("fps", "resample_fps"):
-        if known.get(name) is not None and not _number(known[name]):
-            raise ValueError(f"{name} should be a number, but {known[name]!r} came")
-    if not isinstance(known.get("reward", ""), str):
-        raise ValueError(f"reward should be 'success' or a column, but {known['reward']!r} came")
-    if not isinstance(known.get("end_at_success", True), bool):
+        if known.get(name) is not None and not is_number(known[name]):
+            raise ValueError(f"{name} should be a number, but {shown(known[name])} came")
+    known["reward"] = _given(known, "reward", SUCCESS_REWARD)
+    if not isinstance(known["reward"], str):
         raise ValueError(
-            f"end_at_success should be true or false, but {known['end_at_success']!r} came"
+            f"reward should be 'success' or a column, but {shown(known['reward'])} came"
         )
-    known["keep"] = tuple(_list(known.get("keep") or [], "keep"))
+    known["end_at_success"] = _given(known, "end_at_success", True)
+    if not isinstance(known["end_at_success"], bool):
+        raise ValueError(
+            f"end_at_success should be true or false, but {shown(known['end_at_success'])} came"
+        )
+    known["keep"] = tuple(_list(known.get("keep"), "keep"))
     if not _all(str, known["keep"]):
         raise ValueError("keep should list columns by name")
-    if "action" not in known:
-        raise ValueError("a field map needs at least one part of 'action'; name its column")
     return FieldMap(**known)
 
 
@@ -292,17 +349,20 @@ def _part(stored: Any, where: str) -> Part:
         return Part(stored)
     known = _checked(stored, Part, f"a part of {where}")
     if not isinstance(known.get("column"), str):
-        raise ValueError(f"every part of {where} needs a 'column', but {stored!r:.80} came")
+        raise ValueError(f"every part of {where} needs a 'column', but {shown(stored)} came")
+    column = known["column"]
     for name, kind in (("entries", int), ("names", str)):
-        values = _list(known.get(name) or [], f"{name} of {known['column']!r}")
+        values = _list(known.get(name), f"{name} of {column!r}")
         if not _all(kind, values):
-            raise ValueError(f"{name} of {known['column']!r} cannot be {values!r:.80}")
+            raise ValueError(f"{name} of {column!r} cannot be {shown(values)}")
         known[name] = tuple(values)
     for name in ("unit", "to_unit", "rotation", "to_rotation", "kind", "convert"):
-        known[name] = known.get(name) or ""
+        known[name] = _given(known, name, "")
         if not isinstance(known[name], str):
-            raise ValueError(f"{name} of {known['column']!r} cannot be {known[name]!r:.80}")
+            raise ValueError(f"{name} of {column!r} cannot be {shown(known[name])}")
     if known.get("reference") is not None:
+        if where == "reference":
+            raise ValueError("a reference cannot have a reference of its own; drop it")
         known["reference"] = _part(known["reference"], "reference")
     return Part(**known)
 
@@ -313,19 +373,25 @@ def _checked(stored: Any, kind: type, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} should be a mapping of {', '.join(names)}")
     for key in stored:
         if key not in names:
-            raise ValueError(f"{where} knows no {key!r}, only {', '.join(names)}")
+            raise ValueError(f"{where} knows no {shown(key)}, only {', '.join(names)}")
     return dict(stored)
 
 
+def _given(known: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A value; null, as what is not there, means the default."""
+    value = known.get(name)
+    return default if value is None else value
+
+
 def _list(stored: Any, where: str) -> list[Any]:
+    if stored is None:
+        return []
     if not isinstance(stored, list):
-        raise ValueError(f"{where} should be a list, but {stored!r:.80} came")
+        raise ValueError(f"{where} should be a list, but {shown(stored)} came")
     return stored
 
 
 def _all(kind: type, values: Any) -> bool:
+    if kind is str:
+        return all(is_text(value) for value in values)
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

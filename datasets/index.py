@@ -5,6 +5,7 @@ Shape legend: M episodes.
 
 import json
 import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -81,25 +82,31 @@ def read_info(path: Path) -> dict[str, Any]:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); restore it or record again") from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}); restore the file") from error
     version = str(stored.get("codebase_version")) if isinstance(stored, dict) else "none"
     if version not in ("v2.0", "v2.1") and version.split(".")[0] != "v3":
         raise ValueError(
-            f"expected codebase_version v2.0, v2.1 or v3.0 in {file}, but {version} came; convert "
-            "the data set with LeRobot's own tools"
+            f"expected codebase_version v2.0, v2.1 or v3.0 in {file}, but "
+            f"{version.encode('unicode_escape').decode():.40} came; convert the data set with "
+            "LeRobot's own tools"
         )
     missing = [key for key in _KINDS if key not in stored]
     if missing:
         raise ValueError(f"expected {missing[0]!r} in {file}, but it is missing; restore the file")
     for key, kinds in _KINDS.items():
         if not isinstance(stored[key], kinds) or isinstance(stored[key], bool):
-            raise ValueError(f"{key!r} in {file} cannot be {stored[key]!r}; restore the file")
-    if float(stored["fps"]).is_integer():
+            raise ValueError(f"{key!r} in {file} cannot be {stored[key]!r:.80}; restore the file")
+    if isinstance(stored["fps"], float) and stored["fps"].is_integer():
         stored["fps"] = int(stored["fps"])
     _check_features(stored["features"], file)
     return dict(stored)
 
 
 _KINDS = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str}
+_MOST_EPISODES = 1 << 40
+_LATEST_S = 1e9
+"""Time that no frame of a video is later than: thirty years."""
 _LARGEST_ROW = 1 << 26
 """Numbers (or pixels) that one feature may hold in a step: more than any camera has."""
 
@@ -133,15 +140,25 @@ def file_path(template: str, **fields: Any) -> str:
         ValueError: when the template asks for more than the fields, or leads out of the data set.
     """
     try:
+        # Attributes of the fields are none of a path's business, and a width can fill any memory.
+        for _, name, spec, conversion in string.Formatter().parse(template):
+            if name is not None and (name not in fields or conversion or len(spec or "") > 4):
+                raise ValueError(name)
         path = template.format(**fields)
     except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"the path {template!r} in meta/info.json cannot be filled in; restore the file"
+            f"the path {template!r:.200} in meta/info.json cannot be filled in; restore the file"
         ) from error
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\0" in path or len(path) > 1000:
+    if pure.is_absolute() or ".." in pure.parts:
         raise ValueError(
-            f"the path {template!r} in meta/info.json leads out of the data set; restore the file"
+            f"the path {template!r:.200} in meta/info.json leads out of the data set; restore the "
+            "file"
+        )
+    if not path.isprintable() or any(len(part.encode()) > 255 for part in pure.parts):
+        raise ValueError(
+            f"the path {template!r:.200} in meta/info.json is none that a file can have; restore "
+            "the file"
         )
     return path
 
@@ -172,6 +189,7 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
         ValueError: when a file is missing or damaged, or episodes are missing.
     """
     total = int(stored["total_episodes"])
+    last = min(total, _MOST_EPISODES)
     videos = video_keys(stored)
     needed = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in videos:
@@ -186,12 +204,11 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
         for name in _OURS:
             if name not in known:
                 part = part.append_column(name, pa.array([""] * len(part), pa.string()))
-        # An interrupted append may have left episodes that info.json does not count.
-        part = part.filter(pc.less(part.column("episode_index"), total))
-        if len(part):
-            parts.append(part)
-            meta_files.append(file.relative_to(path).as_posix())
+        parts.append(part)
+        meta_files.append(file.relative_to(path).as_posix())
     try:
+        # An interrupted append may have left episodes that info.json does not count.
+        parts = [part.filter(pc.less(part.column("episode_index"), last)) for part in parts]
         rows = pa.concat_tables(parts).sort_by("episode_index") if parts else pa.table({})
     except pa.ArrowException as error:
         raise ValueError(
@@ -222,12 +239,12 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
             key: paths(stored["video_path"], f"videos/{key}", video_key=key) for key in videos
         },
         video_starts_s={
-            key: columns[f"videos/{key}/from_timestamp"].astype(np.float64) for key in videos
+            key: _times(columns[f"videos/{key}/from_timestamp"], key, path) for key in videos
         },
         tasks=read_tasks(path / task_file),
-        demonstrators=tuple(name or "" for name in rows.column("demonstrator").to_pylist()),
-        recorded=_recorded(rows),
-        meta_files=tuple(meta_files),
+        demonstrators=tuple(name or "" for name in _texts(rows, "demonstrator", path)),
+        recorded=_recorded(rows, path),
+        meta_files=tuple(file for file, part in zip(meta_files, parts, strict=True) if len(part)),
         task_file=task_file,
     )
 
@@ -266,15 +283,36 @@ def _column(rows: pa.Table, name: str, path: Path) -> NDArray[Any]:
     return values
 
 
-def _recorded(rows: pa.Table) -> tuple[Evidence, ...] | None:
+def _times(times_s: NDArray[Any], key: str, path: Path) -> NDArray[np.float64]:
+    if not ((times_s >= 0) & (times_s < _LATEST_S)).all():
+        raise ValueError(
+            f"expected times in seconds in the column 'videos/{key}/from_timestamp' of "
+            f"{path}/meta/episodes, but others came; restore that folder or record again"
+        )
+    return times_s.astype(np.float64)
+
+
+def _texts(rows: pa.Table, name: str, path: Path) -> list[str | None]:
+    """A column that only our own writer adds, and so may hold anything if others do."""
+    try:
+        texts: list[str | None] = rows.column(name).cast(pa.string()).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"expected text in the column {name!r} of {path}/meta/episodes, but it holds something "
+            "else; restore that folder or leave the column out"
+        ) from error
+    return texts
+
+
+def _recorded(rows: pa.Table, path: Path) -> tuple[Evidence, ...] | None:
     """What we wrote of how the episodes ended, if we wrote them."""
-    outcomes = rows.column("outcome").to_pylist()
+    outcomes = _texts(rows, "outcome", path)
     if not all(outcome in get_args(Outcome) for outcome in outcomes):
         return None
-    sources = rows.column("outcome_source").to_pylist()
+    sources = _texts(rows, "outcome_source", path)
     success = {"success": True, "failure": False, "unknown": None}
     return tuple(
-        Evidence(str(source), success[outcome], certain=True)
+        Evidence(source or "none", success[str(outcome)], certain=True)
         for outcome, source in zip(outcomes, sources, strict=True)
     )
 

@@ -21,6 +21,9 @@ def read_index_v2(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
     """
     total = int(stored["total_episodes"])
     episodes = _read_lines(path / _EPISODES, {"episode_index": int, "length": int})
+    # An interrupted append may have left episodes that info.json does not count.
+    episodes = [episode for episode in episodes if episode["episode_index"] < total]
+    episodes.sort(key=lambda episode: episode["episode_index"])
     if total < 1 or len(episodes) != total:
         raise ValueError(
             f"expected the {total} episodes that info.json counts in {path / _EPISODES}, at least "
@@ -86,6 +89,6 @@ def _read_lines(file: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
                     if not isinstance(row, dict) or not isinstance(row.get(key), kind):
                         raise ValueError(f"line {number} has no {key!r}")
                 rows.append(row)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); restore it or record again") from error
     return rows

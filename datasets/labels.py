@@ -359,8 +359,8 @@ def _passes_for(kind: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a column of `kind` can be read as text or whole numbers, as `wanted` says."""
     if pa.types.is_string(wanted):
         text = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return pa.types.is_string(text) or pa.types.is_large_string(text)
-    return pa.types.is_integer(kind) or pa.types.is_null(kind)
+        return bool(pa.types.is_string(text) or pa.types.is_large_string(text))
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
 def _is_index(value: object) -> bool:

@@ -3,6 +3,7 @@
 Shape legend: H height, M episodes, T steps, W width.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from robot_qsft.datasets.features import (
     ACTION,
     DONE,
     ENVIRONMENT_STATE,
+    INDEX_DTYPES,
     REWARD,
     STATE,
     SUCCESS,
@@ -23,14 +25,19 @@ from robot_qsft.datasets.features import (
 )
 from robot_qsft.datasets.field_map import SUCCESS_REWARD, FieldMap
 from robot_qsft.datasets.interface import Image
+from robot_qsft.datasets.outcome_columns import outcome_columns
 from robot_qsft.datasets.outcomes import Evidence, judge
-from robot_qsft.datasets.parts import dtype_of, merged_actions, names_of, vector_of
+from robot_qsft.datasets.parts import (
+    check_kinds,
+    dtype_of,
+    merged_actions,
+    names_of,
+    vector_of,
+)
 from robot_qsft.datasets.source import Column, EncodedFrames, EpisodeSource, Recording
 from robot_qsft.datasets.tables import Outcome
 
 T = TypeVar("T")
-
-_LARGEST_RETURN = 1 + 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,8 @@ class MappedSource:
             )
         self._source_fps = source_fps
         self.fps = field_map.resample_fps or source_fps
+        if self.fps != source_fps:
+            check_kinds(field_map.action)
         self.field_map = _with_names(field_map, info.columns)
         for name in field_map.cameras.values():
             if name not in info.cameras:
@@ -110,11 +119,6 @@ class MappedSource:
         rule = self.field_map.success
         if rule is None:
             return recording.evidence
-        if rule.column not in recording.columns:
-            raise ValueError(
-                f"success is read from the column {rule.column!r}, but there are only "
-                f"{', '.join(sorted(recording.columns))}; mend the field map"
-            )
         values = recording.columns[rule.column].reshape(len(recording), -1)
         solved_T = (values >= rule.at_least).any(axis=1)
         frame = int(solved_T.argmax()) if solved_T.any() else None
@@ -127,7 +131,9 @@ class MappedSource:
         if self.fps == self._source_fps:
             return np.arange(rows)
         count = int(np.ceil(rows * self.fps / self._source_fps))
-        steps = np.round(np.arange(count) * self._source_fps / self.fps).astype(np.int64)
+        # The nearest row, the later one where two are as near: so gaps differ by at most one row.
+        nearest = np.floor(np.arange(count) * self._source_fps / self.fps + 0.5)
+        steps = np.unique(nearest.astype(np.int64))
         return steps[steps < rows]
 
     def episode(self, recording: Recording, evidence: Evidence) -> MappedEpisode:
@@ -140,14 +146,20 @@ class MappedSource:
         Raises:
             ValueError: when it holds NaN where training cannot have any, or rewards that are none.
         """
+        try:
+            return self._episode(recording, evidence)
+        except ValueError as error:
+            raise ValueError(f"{recording.name} of {self.source.path}: {error}") from error
+
+    def _episode(self, recording: Recording, evidence: Evidence) -> MappedEpisode:
         one = self.field_map
-        theirs = recording.columns
         steps = self.kept_steps(len(recording), evidence)
         rows = self._rows_used(len(recording), evidence)
-        theirs = {name: column[:rows] for name, column in theirs.items()}
-        actions = vector_of(one.action, theirs)
-        if len(steps) < rows:
-            actions = merged_actions(one.action, actions, steps, rows=rows)
+        theirs = {name: column[:rows] for name, column in recording.columns.items()}
+        if len(steps) == rows:
+            actions = vector_of(one.action, theirs)
+        else:
+            actions = merged_actions(one.action, theirs, steps)
         columns: dict[str, NDArray[Any]] = {ACTION: actions}
         for name, parts in ((STATE, one.state), (ENVIRONMENT_STATE, one.environment_state)):
             if parts:
@@ -156,24 +168,28 @@ class MappedSource:
         if evidence.success:
             last = rows - 1 if evidence.frame is None else min(evidence.frame, rows - 1)
             frame = int(np.searchsorted(steps, last, side="right")) - 1
-        columns |= self._outcome_columns(theirs, steps, evidence=evidence, frame=frame)
+        as_recorded = one.success is None and _agree(recording.evidence, evidence)
+        evidence = replace(evidence, frame=frame)
+        columns |= outcome_columns(one, theirs, steps, evidence=evidence, as_recorded=as_recorded)
+        if as_recorded and len(steps) == len(recording):
+            for name in (SUCCESS, DONE, TRUNCATED):
+                if self.source.info.columns.get(name) == Column("bool"):
+                    columns[name] = theirs[name]
         for name in one.keep:
-            if name not in columns:
-                columns[name] = theirs[name][steps]
+            columns.setdefault(one.rename.get(name, name), theirs[name][steps])
         for name in (ACTION, STATE, ENVIRONMENT_STATE, REWARD):
             values = columns.get(name)
             if values is not None and not np.isfinite(values).all():
-                step = int(np.argwhere(~np.isfinite(values))[0][0])
+                step = int(steps[np.argwhere(~np.isfinite(values))[0][0]])
                 raise ValueError(
-                    f"{name!r} of {recording.name} in {self.source.path} holds NaN or infinity at "
-                    f"step {step}; drop or mend that episode"
+                    f"{name!r} holds NaN or infinity at step {step}; drop or mend the episode"
                 )
         return MappedEpisode(
             name=recording.name,
             columns=columns,
             instruction=recording.instruction if one.instruction is None else one.instruction,
             steps=steps,
-            evidence=replace(evidence, frame=frame),
+            evidence=evidence,
         )
 
     def frames(self, index: int, camera: str, steps: NDArray[np.int64]) -> Iterator[Image]:
@@ -182,7 +198,7 @@ class MappedSource:
         Raises:
             ValueError: as `EpisodeSource.frames` does.
         """
-        images = self.source.frames(index, self.field_map.cameras[camera])
+        images = self.source.frames(index, self._their_camera(camera))
         about = f"camera {camera!r} of episode {index} of {self.source.path}"
         return _picked(images, steps, about=about)
 
@@ -192,7 +208,7 @@ class MappedSource:
         """The same frames with their PNG or JPEG; None where the source does not keep them so."""
         if not isinstance(self.source, EncodedFrames):
             return None
-        images = self.source.encoded_frames(index, self.field_map.cameras[camera])
+        images = self.source.encoded_frames(index, self._their_camera(camera))
         about = f"camera {camera!r} of episode {index} of {self.source.path}"
         return None if images is None else _picked(images, steps, about=about)
 
@@ -201,52 +217,13 @@ class MappedSource:
             return length
         return min(length, evidence.frame + 1)
 
-    def _outcome_columns(
-        self,
-        theirs: Mapping[str, NDArray[Any]],
-        steps: NDArray[np.int64],
-        *,
-        evidence: Evidence,
-        frame: int | None,
-    ) -> dict[str, NDArray[Any]]:
-        """Reward, success, done and truncated; the source's own where it has them as we do."""
-        count = len(steps)
-        rows = len(next(iter(theirs.values())))
-        solved = np.zeros(count, np.bool_)
-        if frame is not None:
-            solved[frame:] = True
-        last = np.arange(count) == count - 1
-        if self.field_map.reward == SUCCESS_REWARD:
-            reward = np.zeros(count, np.float32)
-            if frame is not None:
-                reward[frame] = 1
-        else:
-            recorded = theirs[self.field_map.reward].reshape(rows)
-            if len(steps) < rows:
-                recorded = np.add.reduceat(recorded, steps).astype(recorded.dtype)
-            reward = recorded
-            if (reward < 0).any() or reward.sum() > _LARGEST_RETURN:
-                raise ValueError(
-                    f"rewards should be 0 or more and at most 1 per episode in all, but "
-                    f"{self.field_map.reward!r} holds {reward.min():g} to {reward.max():g}, "
-                    f"{reward.sum():g} in all; set 'reward: success' in the field map, which pays "
-                    "1 at the first success"
-                )
-        terminated = bool(evidence.success) and frame == count - 1
-        if self.field_map.terminated is not None:
-            terminated = bool(theirs[self.field_map.terminated].reshape(rows)[-1]) or terminated
-        made = {
-            REWARD: reward,
-            SUCCESS: solved,
-            DONE: last,
-            TRUNCATED: last & (not terminated),
-        }
-        if evidence.source == "label" or len(steps) < rows:
-            return made
-        for name in (SUCCESS, DONE, TRUNCATED):
-            if name in theirs and theirs[name].dtype == np.bool_:
-                made[name] = theirs[name]
-        return made
+    def _their_camera(self, camera: str) -> str:
+        if camera not in self.cameras:
+            raise ValueError(
+                f"camera {camera!r} asked for, but the field map has "
+                f"{', '.join(self.cameras) or 'none'}; choose one of these"
+            )
+        return self.field_map.cameras[camera]
 
     def _columns(self) -> dict[str, Column]:
         one, theirs = self.field_map, self.source.info.columns
@@ -259,25 +236,49 @@ class MappedSource:
             if parts:
                 names = names_of(parts, theirs)
                 columns[name] = Column(dtype_of(parts, theirs), (len(names),), names)
-        for name in filter(None, (one.terminated, *one.keep)):
+        for name in one.keep:
             if name not in theirs:
                 raise ValueError(
                     f"the field map asks for the column {name!r}, but there are only "
                     f"{', '.join(sorted(theirs))}; mend the map"
                 )
-        reward = Column("float32")
+        if one.success is not None:
+            self._one_number("success", one.success.column)
+        if one.terminated is not None:
+            self._one_number("terminated", one.terminated)
+        columns[REWARD] = Column("float32")
         if one.reward != SUCCESS_REWARD:
-            if one.reward not in theirs or np.prod(theirs[one.reward].shape) != 1:
-                raise ValueError(
-                    f"reward should be 'success' or a column of one number a step, but "
-                    f"{one.reward!r} came; mend the field map"
-                )
-            reward = Column(theirs[one.reward].dtype)
-        columns[REWARD] = reward
+            columns[REWARD] = Column(self._one_number("reward", one.reward).dtype)
         columns |= {name: Column("bool") for name in (DONE, SUCCESS, TRUNCATED)}
+        for name, ours in one.rename.items():
+            if name not in one.keep:
+                raise ValueError(
+                    f"the field map renames {name!r}, but keeps only "
+                    f"{', '.join(one.keep) or 'nothing'}; mend the map"
+                )
+            others = [one.rename.get(other, other) for other in one.keep if other != name]
+            if ours in (*columns, *INDEX_DTYPES, *others):
+                raise ValueError(
+                    f"the field map calls {name!r} {ours!r}, but another column is called so; "
+                    "choose another name in 'rename'"
+                )
         for name in one.keep:
-            columns.setdefault(name, theirs[name])
+            columns.setdefault(one.rename.get(name, name), theirs[name])
         return columns
+
+    def _one_number(self, role: str, name: str) -> Column:
+        columns = self.source.info.columns
+        fitting = {
+            key: column
+            for key, column in columns.items()
+            if column.dtype != "string" and math.prod(column.shape) == 1
+        }
+        if name not in fitting:
+            raise ValueError(
+                f"{role} should be a column of one number a step, but {name!r} came, which is none "
+                f"of {', '.join(sorted(fitting)) or 'these (there are none)'}; mend the field map"
+            )
+        return fitting[name]
 
 
 def settle(
@@ -291,7 +292,8 @@ def settle(
     """
     settled = []
     for one, outcome in zip(evidences, judge(evidences), strict=True):
-        if outcome == "unknown" and assume is not None and not one.certain:
+        # Who looked at an episode and could not tell knows more than whoever assumes.
+        if outcome == "unknown" and assume is not None and one.source != "label":
             settled.append((Evidence("assumed", assume == "success", certain=True), assume))
         else:
             success = {"success": True, "failure": False, "unknown": None}[outcome]
@@ -319,6 +321,12 @@ def to_episode(mapped: MappedEpisode, images: Mapping[str, Image]) -> Episode:
         images=images,
         environment_states=vector(ENVIRONMENT_STATE),
     )
+
+
+def _agree(recorded: Evidence, settled: Evidence) -> bool:
+    """Whether the final word on an episode is that of its own record."""
+    same = (recorded.source, recorded.frame) == (settled.source, settled.frame)
+    return same and settled.success in (None, recorded.success)
 
 
 def _picked(items: Iterator[T], steps: NDArray[np.int64], *, about: str) -> Iterator[T]:

@@ -23,6 +23,8 @@ _BLOCK = 16
 """Dimensions looked at together; each takes a table of counts for every number sought."""
 
 
+# Columns that are merely kept may hold infinities, whose mean and deviation are none.
+@np.errstate(over="ignore", invalid="ignore")
 def streamed_statistics(
     chunks: Chunks, *, rows: int, dimensions: int, in_memory_bytes: int = _IN_MEMORY_BYTES
 ) -> FeatureStatistics:
@@ -41,8 +43,8 @@ def streamed_statistics(
     total = np.zeros(dimensions)
     for chunk in chunks():
         values = chunk.astype(np.float64)
-        minimum = np.minimum(minimum, values.min(axis=0))
-        maximum = np.maximum(maximum, values.max(axis=0))
+        minimum = np.minimum(minimum, values.min(axis=0, initial=np.inf))
+        maximum = np.maximum(maximum, values.max(axis=0, initial=-np.inf))
         total += values.sum(axis=0)
     mean = total / rows
     squares = np.zeros(dimensions)
@@ -68,7 +70,7 @@ def streamed_statistics(
         part = position - below
         low = found[:, ranks.index(below)]
         high = found[:, ranks.index(min(below + 1, rows - 1))]
-        quantiles[name] = (1 - part) * low + part * high
+        quantiles[name] = (1 - part) * low + part * high if part else low
     return FeatureStatistics(
         minimum=minimum,
         maximum=maximum,

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_CONNECT_TIMEOUT_S = 5.0
 _AHEAD = 2
 """Tasks per worker that are handed out before their turn, so that no worker waits."""
 
@@ -77,12 +79,11 @@ def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> I
         raise ValueError(
             "spreading work over a cluster needs Ray; pip install 'robot-qsft[ray]'"
         ) from error
+    _check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({error}); start one with 'ray start --head'"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         remote = ray.remote(max_retries=-1)(_quietly).remote
         ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -96,6 +97,23 @@ def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> I
             yield result
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would wait for minutes for a cluster that is not there."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"no Ray cluster answers at {address} ({error}); start one with 'ray start --head'"
+    )
 
 
 def _quietly(function: Callable[[T], R], task: T) -> R | ValueError:

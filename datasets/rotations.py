@@ -3,8 +3,9 @@
 Shape legend: R numbers of a representation, T steps.
 """
 
+import warnings
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ SIZES = MappingProxyType(
     }
 )
 """Numbers of each representation."""
+ANGLES: Final = ("axis_angle", "euler_xyz")
+"""Representations whose numbers are angles."""
 _SHORTEST = 1e-6
 
 
@@ -39,7 +42,8 @@ def to_rotation(values_TR: NDArray[Any], representation: Representation) -> Any:
         representation: of the values.
 
     Raises:
-        ValueError: when the values are of another size, or no rotations (a quaternion of zeros).
+        ValueError: when the values are of another size, or no rotations (a quaternion of zeros, a
+            mirror image).
     """
     rotation = optional_import("scipy.spatial.transform", purpose="converting rotations").Rotation
     size = SIZES[representation]
@@ -49,22 +53,28 @@ def to_rotation(values_TR: NDArray[Any], representation: Representation) -> Any:
             f"{representation} needs {size} numbers, but {values.shape[1:]} came; "
             "choose the entries that hold the rotation"
         )
-    if representation in ("axis_angle", "euler_xyz"):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{representation} holds NaN or infinity; drop or mend the episode")
-        from_angles = rotation.from_rotvec if representation == "axis_angle" else _from_euler
-        return from_angles(values)
+    sound_T = np.isfinite(values).all(axis=1)
     parts = values.reshape(len(values), -1, {4: 4}.get(size, 3))
-    lengths = np.linalg.norm(parts, axis=2)
-    if not (np.isfinite(lengths) & (lengths > _SHORTEST)).all():
-        step = int(np.argwhere(~(np.isfinite(lengths) & (lengths > _SHORTEST)))[0][0])
-        raise ValueError(
-            f"{representation} holds no rotation at step {step}: {values[step].tolist()}; "
-            "check the entries and the representation"
-        )
+    if representation not in ANGLES:
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(parts, axis=2)
+        sound_T &= (np.isfinite(lengths) & (lengths > _SHORTEST)).all(axis=1)
+    if not sound_T.all():
+        raise _no_rotation(values, int(sound_T.argmin()), representation)
+    if representation == "axis_angle":
+        return rotation.from_rotvec(values)
+    if representation == "euler_xyz":
+        return rotation.from_euler("xyz", values)
     if size == 4:
         return rotation.from_quat(values if representation.endswith("xyzw") else _wxyz(values, -1))
-    return rotation.from_matrix(_orthonormal(parts))
+    directions = parts / lengths[..., None]
+    sound_T = np.linalg.norm(np.cross(directions[:, 0], directions[:, 1]), axis=1) > _SHORTEST
+    matrices = _orthonormal(directions[sound_T])
+    if size == 9:
+        sound_T[sound_T] = (matrices[:, 2] * directions[sound_T, 2]).sum(axis=1) > 0
+    if not sound_T.all():
+        raise _no_rotation(values, int(sound_T.argmin()), representation)
+    return rotation.from_matrix(matrices)
 
 
 def from_rotation(rotations: Any, representation: Representation) -> NDArray[np.float64]:
@@ -73,7 +83,10 @@ def from_rotation(rotations: Any, representation: Representation) -> NDArray[np.
     if representation == "axis_angle":
         values = rotations.as_rotvec()
     elif representation == "euler_xyz":
-        values = rotations.as_euler("xyz")
+        with warnings.catch_warnings():
+            # Where the y angle is a right one, x and z are one turn: SciPy picks a z of 0.
+            warnings.simplefilter("ignore", UserWarning)
+            values = rotations.as_euler("xyz")
     elif representation == "quaternion_xyzw":
         values = rotations.as_quat(canonical=True)
     elif representation == "quaternion_wxyz":
@@ -83,25 +96,23 @@ def from_rotation(rotations: Any, representation: Representation) -> NDArray[np.
     return values
 
 
-def _from_euler(values_TR: NDArray[np.float64]) -> Any:
-    rotation = optional_import("scipy.spatial.transform", purpose="converting rotations").Rotation
-    return rotation.from_euler("xyz", values_TR)
-
-
 def _wxyz(quaternions: NDArray[np.float64], shift: int) -> NDArray[np.float64]:
     """The scalar part moved from the end to the front (shift 1), or back (-1)."""
     return np.roll(quaternions, shift, axis=1)
 
 
 def _orthonormal(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Right-handed orthonormal matrices from their first two rows (Gram-Schmidt)."""
-    first = rows[:, 0] / np.linalg.norm(rows[:, 0], axis=1, keepdims=True)
+    """Right-handed orthonormal matrices from two rows of length 1 (Gram-Schmidt)."""
+    first = rows[:, 0]
     second = rows[:, 1] - (first * rows[:, 1]).sum(axis=1, keepdims=True) * first
-    lengths = np.linalg.norm(second, axis=1, keepdims=True)
-    if (lengths < _SHORTEST).any():
-        step = int(lengths[:, 0].argmin())
-        raise ValueError(
-            f"the rows of the rotation at step {step} are parallel; check the entries"
-        )
-    second = second / lengths
+    second = second / np.linalg.norm(second, axis=1, keepdims=True)
     return np.stack([first, second, np.cross(first, second)], axis=1)
+
+
+def _no_rotation(
+    values: NDArray[np.float64], step: int, representation: Representation
+) -> ValueError:
+    return ValueError(
+        f"{representation} holds no rotation at step {step}, but {values[step].tolist()}; check "
+        "the entries and the representation, or drop the episode"
+    )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.action_checks import ActionRanges, Alignment, matching_entries
 from robot_qsft.datasets.checks import (
+    LARGEST_NUMBER,
     Finding,
     check_finite,
     check_instructions,
@@ -163,8 +164,8 @@ class SetChecks:
             return findings
         self._ranges.add(actions)
         self._alignment.add(actions, states)
-        motion = _moving(actions, states)
-        finite = motion[np.isfinite(motion).all(axis=1)]
+        motion = _moving(actions, states).astype(np.float64)
+        finite = motion[(np.abs(motion) < LARGEST_NUMBER).all(axis=1)]
         if len(finite):
             self._low = np.minimum(self._low, finite.min(axis=0))
             self._high = np.maximum(self._high, finite.max(axis=0))
@@ -179,9 +180,9 @@ class SetChecks:
             values = _moving(*self._roles.vectors(recording)).astype(np.float64)
         except ValueError:
             return None  # a finding already
-        if not values.size or not (np.abs(values) < 1e100).all():
+        if not values.size or not (np.abs(values) < LARGEST_NUMBER).all():
             return None
-        return Motion(values, np.minimum(self._high, 1e100) - np.maximum(self._low, -1e100))
+        return Motion(values, self._high - self._low)
 
     def findings(self) -> list[Finding]:
         """What is wrong with the set as a whole."""

@@ -28,7 +28,7 @@ from robot_qsft.datasets.vector_facts import VectorFacts, VectorTally
 
 REWARD_COLUMNS = (REWARD, "rewards", "reward")
 """What sources call a reward, in the order that they are looked for."""
-_TOGETHER = 128
+_TOGETHER = 512
 """Episodes that a process looks at in one go."""
 _ANY_FPS = 1.0
 

@@ -210,7 +210,7 @@ def _state(columns: Mapping[str, Column], first: Columns) -> tuple[Part, ...]:
             Part(_LIBERO_POSE, entries=(3, 4, 5), rotation="axis_angle"),
         )
         whole = columns[_LIBERO_POSE].shape == (6,)
-        rest = _state_parts(_LIBERO_STATE, columns, first)
+        rest = _state_parts(_LIBERO_STATE[2:], columns, first)
         return (*(pose if whole else (Part(_LIBERO_POSE),)), *rest)
     robots = sorted(
         {match[1] for name in columns if (match := re.fullmatch(r"(.*robot\d+_)eef_pos", name))}

@@ -130,10 +130,15 @@ def read_frames(path: Path, *, times_s: Iterable[float], fps: float) -> Iterator
     tolerance_s = 0.5 / fps
     found = 0
     try:
-        with av.open(str(path)) as container:
+        # The format is given: a file that is none of it, such as a list of other files, is refused.
+        with av.open(str(path), format="mp4", metadata_errors="replace") as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None or stream.time_base is None:
+                raise ValueError(
+                    f"expected a readable video at {path}, but its codec is unknown; "
+                    "restore the file or record again"
+                )
             stream.thread_type = "AUTO"
-            assert stream.time_base is not None
             container.seek(
                 max(0, int((wanted - tolerance_s) / stream.time_base)), stream=stream, backward=True
             )

@@ -20,11 +20,12 @@ from robot_qsft.console import (
     frame_bar,
     progress_bar,
 )
-from robot_qsft.data_commands import Ingest
+from robot_qsft.data_commands import Ingest, Inspect, Label, Validate, View
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
+from robot_qsft.edit_command import Edit
 from robot_qsft.evaluate import (
     EvaluationConfig,
     PolicyFactory,
@@ -216,7 +217,9 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = Collect | Ingest | Train | Eval | Demo | Doctor
+Command: TypeAlias = (
+    Collect | Inspect | Validate | Label | View | Ingest | Edit | Train | Eval | Demo | Doctor
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:

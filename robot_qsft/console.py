@@ -25,7 +25,7 @@ complaints = Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar(where: Console = console) -> Iterator[Progress]:
     """A display of any number of bars; on a terminal live, elsewhere printed once at the end."""
     with Progress(
         TextColumn("[bold]{task.description}"),
@@ -34,7 +34,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
+        console=where,
     ) as progress:
         yield progress
 

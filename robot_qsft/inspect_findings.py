@@ -37,8 +37,8 @@ def warnings(facts: SourceFacts, field_map: FieldMap) -> tuple[str, ...]:
     if facts.unreadable:
         first = facts.unreadable[0]
         found.append(
-            f"{_of(len(facts.unreadable), total + len(facts.unreadable))} cannot be read, such "
-            f"as episode {first.index}: {first.reason}."
+            f"Unreadable: {_of(len(facts.unreadable), total + len(facts.unreadable))}, such as "
+            f"episode {first.index}: {first.reason}."
         )
     counts = facts.outcomes
     if counts["unknown"]:
@@ -63,7 +63,7 @@ def warnings(facts: SourceFacts, field_map: FieldMap) -> tuple[str, ...]:
             )
     unasked = facts.instructions.get("", 0)
     if unasked and unasked < total:
-        found.append(f"{_of(unasked, total)} have no instruction.")
+        found.append(f"There is no instruction in {_of(unasked, total)}.")
     return (*found, *_warnings_of_numbers(facts))
 
 
@@ -187,8 +187,15 @@ def robust_scores(
     return scores
 
 
+def counted(count: int, noun: str) -> str:
+    """1 is "1 episode", 2,000 "2,000 episodes"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _of(count: int, total: int) -> str:
-    return f"all {total:,} episodes" if count == total else f"{count:,} of {total:,} episodes"
+    if count < total:
+        return f"{count:,} of {counted(total, 'episode')}"
+    return "the only episode" if total == 1 else f"all {total:,} episodes"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from robot_qsft.datasets.suggest_map import described
 from robot_qsft.datasets.tables import Outcome
 from robot_qsft.datasets.vector_facts import BINS, Dimension
 from robot_qsft.film import jpeg
-from robot_qsft.inspect_findings import outliers, warnings
+from robot_qsft.inspect_findings import counted, outliers, warnings
 from robot_qsft.report_figures import histogram, number
 
 _FOLDER = Path(__file__).parent
@@ -36,6 +36,9 @@ _CAMERAS_SHOWN = 2
 _THUMBNAIL_PX = 240
 _MOMENTS = 3
 _CHARTS = 48
+_LARGEST = 1e100
+_FINEST = 1e-3
+"""Of a histogram's width: what neighbouring numbers may lie apart at most."""
 _ROWS = 200
 """Columns, instructions, notes and unreadable episodes beyond so many are counted, not shown."""
 
@@ -86,6 +89,15 @@ def title_of(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if version else path.name
 
 
+def duration(seconds: float) -> tuple[str, str]:
+    """A time in the unit that suits it: 5,400 s are "1.50" and "hours", 90 s "1.5", "minutes"."""
+    if seconds >= 3600:
+        return number(seconds / 3600, ",.2f"), "hours"
+    if seconds >= 60:
+        return number(seconds / 60, ".1f"), "minutes"
+    return number(seconds, ".1f"), "seconds"
+
+
 def _render(source: EpisodeSource, field_map: FieldMap, found: SourceFacts) -> str:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -94,7 +106,7 @@ def _render(source: EpisodeSource, field_map: FieldMap, found: SourceFacts) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "described": described}
+    environment.filters |= {"number": number, "described": described, "counted": counted}
     styles = [
         (_FOLDER / name).read_text(encoding="utf-8") for name in ("report.css", "inspect.css")
     ]
@@ -106,7 +118,7 @@ def _render(source: EpisodeSource, field_map: FieldMap, found: SourceFacts) -> s
         field_map=field_map,
         found=found,
         rows=_ROWS,
-        hours=None if found.fps is None else found.steps / found.fps / 3600,
+        time=None if found.fps is None else duration(found.steps / found.fps),
         outcomes=_OUTCOMES,
         warnings=warnings(found, field_map),
         shown=[
@@ -195,12 +207,14 @@ def bin_strip(one: Dimension) -> Markup:
 
 
 def _chart(samples: NDArray[np.float64], name: str) -> Markup | None:
-    """A histogram; None where the numbers leave no room for one, being too large or too alike."""
-    try:
-        with np.errstate(all="ignore"):
-            return histogram(samples, name=name, colour="var(--data)")
-    except ValueError:
-        return None
+    """A histogram; None where the numbers lie too close together, or too far apart, for bins."""
+    finite = np.abs(samples[np.isfinite(samples)])
+    if len(finite):
+        largest = float(finite.max())
+        width = float(np.ptp(samples[np.isfinite(samples)])) if largest < _LARGEST else np.inf
+        if not np.spacing(largest) < _FINEST * (width or 1.0) < np.inf:
+            return None
+    return histogram(samples, name=name, colour="var(--data)")
 
 
 def _data_uri(content: bytes) -> str:

@@ -21,8 +21,8 @@ from robot_qsft.datasets.source import EpisodeSource, SourceInfo
 from robot_qsft.datasets.source_facts import SourceFacts, gather_facts
 from robot_qsft.datasets.tables import Outcome
 from robot_qsft.datasets.vector_facts import BINS, Dimension
-from robot_qsft.inspect_findings import warnings
-from robot_qsft.inspect_report import title_of, write_inspection
+from robot_qsft.inspect_findings import counted, warnings
+from robot_qsft.inspect_report import duration, title_of, write_inspection
 from robot_qsft.report_figures import number
 
 _WIDEST = 100
@@ -33,6 +33,7 @@ _SHOWN_INSTRUCTIONS = 5
 _SHOWN_DIMENSIONS = 24
 _SHOWN_LINES = 8
 _LONGEST_TEXT = 200
+_LONGEST_NAME = 40
 _FEW_EPISODES = 1000
 """Episodes up to which starting further processes takes longer than looking."""
 _OUTCOMES: tuple[tuple[Outcome, str, str], ...] = (
@@ -98,7 +99,7 @@ def screen(source: EpisodeSource, field_map: FieldMap, found: SourceFacts) -> Re
     facts.add_column()
     for label, content in _facts(info, field_map, found):
         facts.add_row(label, Text(content) if isinstance(content, str) else content)
-    head = Text.assemble((_plain(title_of(source.path)), "bold"), "  ", info.format)
+    head = Text.assemble((_plain(title_of(source.path)), "bold"), "  ", _plain(info.format))
     remarks = [
         *(Text.assemble(("! ", "bold yellow"), _plain(one)) for one in warnings(found, field_map)),
         *(Text.assemble(("· ", "dim"), _plain(one)) for one in _shortened(info.notes)),
@@ -114,13 +115,11 @@ def _facts(
     info: SourceInfo, field_map: FieldMap, found: SourceFacts
 ) -> Iterator[tuple[str, RenderableType]]:
     fps = found.fps
-    hours = "" if fps is None else f" · {number(found.steps / fps / 3600, '.2f')} hours"
+    time = "" if fps is None else f" · {' '.join(duration(found.steps / fps))}"
     rate = "unknown rate" if fps is None else f"{number(fps, 'g')} steps/s"
     robot = f" · {_plain(info.robot_type)}" if info.robot_type else ""
-    yield (
-        "holds",
-        f"{len(found.episodes):,} episodes · {found.steps:,} steps{hours} · {rate}{robot}",
-    )
+    amount = f"{counted(len(found.episodes), 'episode')} · {counted(found.steps, 'step')}"
+    yield "holds", f"{amount}{time} · {rate}{robot}"
     yield "outcomes", _outcome_bar(found)
     yield "instructions", _instructions(found.instructions)
     cameras = [
@@ -143,7 +142,7 @@ def _facts(
     for name, vector in found.vectors.items():
         if name != ACTION:
             label = name.removeprefix("observation.").replace("_", " ")
-            listed = condensed([_plain(one.name) for one in vector.dimensions])
+            listed = condensed([_plain(one.name, most=_LONGEST_NAME) for one in vector.dimensions])
             yield label, ", ".join(_shortened(listed, most=_SHOWN_DIMENSIONS))
 
 
@@ -214,12 +213,13 @@ def _summary(values: NDArray[np.float64], each: str) -> str:
 
 def _action_table(dimensions: Sequence[Dimension]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("action", overflow="ellipsis", no_wrap=True, max_width=20)
-    for heading in ("q01 … q99", "min … max", f"of {BINS} bins", "at bounds"):
+    # The only column that gives way where the screen is narrow.
+    table.add_column("action", overflow="ellipsis", max_width=20)
+    for heading in ("q01 … q99", "min … max", "bins used", "bounds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("from q01 to q99", no_wrap=True)
+    table.add_column(f"{BINS} bins", no_wrap=True)
     for one in dimensions[:_SHOWN_DIMENSIONS]:
-        table.add_row(Text(_plain(one.name)), *_dimension_cells(one))
+        table.add_row(Text(_plain(one.name, most=_LONGEST_NAME)), *_dimension_cells(one))
     if len(dimensions) > _SHOWN_DIMENSIONS:
         table.add_row(f"and {len(dimensions) - _SHOWN_DIMENSIONS} more")
     return table
@@ -249,10 +249,10 @@ def _shortened(lines: Sequence[str], *, most: int = _SHOWN_LINES) -> list[str]:
     return [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, *, most: int = _LONGEST_TEXT) -> str:
     """Text from a file that neither moves the cursor nor floods the screen."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
-    return shown + ("…" if len(text) > _LONGEST_TEXT else "")
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+    return shown + ("…" if len(text) > most else "")
 
 
 def _labels(source: EpisodeSource, path: Path | None) -> Mapping[int, Label]:

@@ -394,11 +394,16 @@ function rowOf(index, place) {
   made.setAttribute("aria-setsize", shown.length);
   const sign = element("span", "sign", row?.problem ? "!" : SIGNS[row?.label?.outcome] ?? "");
   sign.setAttribute("aria-hidden", "true");
-  const texts = element("div", "texts");
   let state = row?.label ? wordsOf(row.label) : "no label";
   if (row?.problem) state = "cannot be labelled";
-  texts.append(element("div", "name", titleOf(index)), element("div", "state", state));
-  made.append(sign, texts, element("span", "length", row?.length ? `${row.length} frames` : ""));
+  const name = element("div", "name");
+  const isNumbered = titleOf(index) === `episode ${index}`;
+  name.append(element("span", "number", isNumbered ? "" : `${index} `), titleOf(index));
+  name.title = titleOf(index);
+  const texts = element("div", "texts");
+  texts.append(name, element("div", "state", state));
+  texts.append(element("div", "length", row?.length ? `${row.length} frames` : ""));
+  made.append(sign, texts);
   made.addEventListener("click", () => enqueue(() => open(index)));
   return made;
 }
@@ -434,6 +439,8 @@ function renderEpisode() {
   const row = rows[current];
   $("name").textContent = titleOf(current);
   document.title = `${titleOf(current)} – label ${about.source}`;
+  $("name").title = titleOf(current);
+  $("instruction").title = row?.instruction ?? "";
   $("instruction").textContent = row?.instruction ? `“${row.instruction}”` : "";
   const given = row?.label;
   if (given) chip("label", given.outcome, wordsOf(given), given.by + (given.source === "person" ? "" : `, from ${given.source}`));
@@ -493,9 +500,24 @@ function renderPlay() {
   $("play").querySelector(".word").textContent = playing ? "Pause" : "Play";
 }
 
+// Side by side, or in several rows where that shows them larger.
+function arrangeCameras() {
+  const { clientWidth, clientHeight } = $("cameras");
+  let [best, largest] = [1, 0];
+  for (let columns = about.cameras.length; columns > 0; columns--) {
+    const lines = Math.ceil(about.cameras.length / columns);
+    const [cellWidth, cellHeight] = [clientWidth / columns - 12, clientHeight / lines - 38];
+    const areas = about.cameras.map(({ width, height }) => {
+      const scale = Math.max(0, Math.min(cellWidth / width, cellHeight / height));
+      return width * height * scale ** 2;
+    });
+    const area = areas.reduce((sum, one) => sum + one, 0);
+    if (area > largest) [best, largest] = [columns, area];
+  }
+  $("cameras").style.setProperty("--columns", best);
+}
+
 function buildCameras() {
-  const columns = about.cameras.length > 3 ? Math.ceil(Math.sqrt(about.cameras.length)) : about.cameras.length;
-  $("cameras").style.setProperty("--columns", columns || 1);
   for (const { name, width, height } of about.cameras) {
     const figure = element("figure", "");
     const picture = element("div", "picture");
@@ -589,7 +611,8 @@ async function start() {
   onClick($("filter"), toggleFilter);
   $("close").addEventListener("click", () => help.close());
   list.addEventListener("scroll", renderRows, { passive: true });
-  addEventListener("resize", renderRows);
+  new ResizeObserver(renderRows).observe(list);
+  new ResizeObserver(arrangeCameras).observe($("cameras"));
   scrubber.addEventListener("input", () => {
     pause();
     seek(Number(scrubber.value));

@@ -13,9 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.outcomes import NO_EVIDENCE, Evidence
@@ -316,7 +318,7 @@ def _jpeg(frame: Image, *, scale: float) -> bytes:
     height, width = frame.shape[:2]
     side = max(height, width)
     fitting = min(1.0, max(scale * min(side, _LARGEST_SIDE), _SMALLEST_SIDE) / side)
-    bgr = np.ascontiguousarray(frame[..., ::-1])
+    bgr: NDArray[Any] = np.ascontiguousarray(frame[..., ::-1])
     if fitting < 1:
         size = max(1, round(width * fitting)), max(1, round(height * fitting))
         bgr = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)

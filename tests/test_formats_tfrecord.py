@@ -119,7 +119,10 @@ def test_unpacked_lists_worked_by_hand() -> None:
     assert parse_example(example(3, integers), about="it")["k"].tolist() == [5, -1]
 
 
-@pytest.mark.parametrize("payload", [b"\xff\xff\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05ab"])
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xff\xff\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05ab", b"\x0a\x05\x0a\x03\x0a\x01\xff"],
+)
 def test_what_is_no_example(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"expected a tf.train.Example in record 3, but"):
         parse_example(payload, about="record 3")

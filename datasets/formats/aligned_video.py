@@ -44,7 +44,7 @@ def read_video_info(path: Path) -> VideoInfo:
         ValueError: when the file is missing or damaged.
     """
     try:
-        with av.open(str(path), format="mp4") as container:
+        with _open(path) as container:
             stream = container.streams.video[0]
             rate_hz, frames = float(stream.average_rate or 0), stream.frames
     except (av.error.FFmpegError, IndexError) as error:
@@ -122,11 +122,21 @@ def frames_in_order(path: Path, *, count: int) -> Iterator[Image]:
         raise ValueError(_wrong_count(path, found, count))
 
 
+def _open(path: Path) -> Any:
+    # Whatever text the file holds about itself is of no use here, and need not be UTF-8.
+    return av.open(str(path), format="mp4", metadata_errors="replace")
+
+
 def _decoded(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames and their times in seconds from the first on."""
     try:
-        with av.open(str(path), format="mp4") as container:
-            stream = container.streams.video[0]
+        with _open(path) as container:
+            stream: Any = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(
+                    f"expected a video that can be decoded at {path}, but its codec is not known "
+                    "here; restore the file or convert it to H.264"
+                )
             if stream.width * stream.height > _MOST_PIXELS:
                 raise ValueError(
                     f"expected frames of at most {_MOST_PIXELS} pixels in {path}, but "

@@ -140,8 +140,12 @@ class DemoFile:
         for name in self.layout.cameras:
             self._images(demo, name, steps)
         columns = {}
+        groups = {"": demo}  # each opened once
         for name, column in self.layout.columns.items():
-            dataset = demo.dataset(name)
+            above, _, last = name.rpartition("/")
+            if above not in groups:
+                groups[above] = demo.group(above)
+            dataset = groups[above].dataset(last)
             about = f"{dataset.name!r} of {self.path}"
             if dataset.shape != (steps, *column.shape):
                 raise ValueError(

@@ -186,9 +186,7 @@ class _ArrayCamera:
 
     def __init__(self, array: ZarrArray) -> None:
         self._array = array
-        self.about = Camera(
-            array.shape[1], array.shape[2], "video" if array.lossy else "image"
-        )
+        self.about = Camera(array.shape[1], array.shape[2], "video" if array.lossy else "image")
         self._scale = 1.0
         if array.dtype.kind == "f":
             first = array.read(0, 1)

@@ -146,7 +146,9 @@ def find_episodes(folder: Path, table: str) -> tuple[str, ...]:
             (
                 episode
                 for episode in found
-                if not episode.startswith(".") and (folder / fill_in(table, episode)).is_file()
+                if not episode.startswith(".")
+                and fill_in(table, episode) != OUTCOMES
+                and (folder / fill_in(table, episode)).is_file()
             ),
             key=_in_order,
         )

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 REFERENCE_BYTES: Final = 16
 _MAX_BLOCKS = 256
-_MAX_BLOCK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 22
 _ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
 _SHARED = 0x02
 
@@ -31,7 +31,7 @@ def read_values(path: Path, references: bytes, *, about: str) -> list[bytes]:
     """
     heaps: dict[int, dict[int, tuple[int, int]]] = {}
     values = []
-    with path.open("rb") as file:
+    with _open(path) as file:
         for length, address, index in struct.iter_unpack("<IQI", references):
             if length == 0 or address == 0:
                 values.append(b"")
@@ -57,7 +57,7 @@ def read_attribute(path: Path, address: int, name: str) -> bytes:
         ValueError: when the header is damaged, or the attribute is not kept in it.
     """
     about = f"attribute {name!r}"
-    with path.open("rb") as file:
+    with _open(path) as file:
         for message in _messages(file, address, about):
             version, _, name_size, type_size, space_size = struct.unpack_from("<BBHHH", message)
             start = 9 if version == 3 else 8
@@ -71,6 +71,13 @@ def read_attribute(path: Path, address: int, name: str) -> bytes:
         f"expected {about} in the header of its object in {path}, but it is kept elsewhere; store "
         "it as text of fixed length"
     )
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened any more ({error}); restore it") from error
 
 
 def _heap(file: BinaryIO, address: int, about: str) -> dict[int, tuple[int, int]]:
@@ -105,13 +112,12 @@ def _messages(file: BinaryIO, address: int, about: str) -> Iterator[bytes]:
     else:
         blocks = [(address + 16, int.from_bytes(start[8:12], "little"))]
         head = struct.Struct("<HHB3x")
-    seen = 0
-    while blocks:
-        seen += 1
-        if seen > _MAX_BLOCKS:
-            raise _damaged(file, about)
-        place, size = blocks.pop(0)
-        if size > _MAX_BLOCK_BYTES:
+    done = total = 0
+    while done < len(blocks):
+        place, size = blocks[done]
+        done += 1
+        total += size
+        if done > _MAX_BLOCKS or total > _MAX_HEADER_BYTES:
             raise _damaged(file, about)
         block = _read(file, place, size, about)
         at = 0

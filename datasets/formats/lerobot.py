@@ -37,6 +37,7 @@ from robot_qsft.datasets.source import (
 from robot_qsft.datasets.stored_frames import StoredFrames
 
 IS_SUCCESS: Final = "is_success"
+_MOST_FPS = 100_000
 _PLACES = ("episode_index", "task_index")
 _NUMBERS = frozenset("?bhilqBHILQefd")
 
@@ -60,6 +61,11 @@ class LeRobotSource:
         """
         self.path = Path(path)
         stored = read_info(self.path)
+        if not 0 < stored["fps"] <= _MOST_FPS:
+            raise ValueError(
+                f"expected fps above 0 in {self.path / 'meta/info.json'}, but "
+                f"{stored['fps']!r:.80} came; restore the file"
+            )
         self.stored_info: Mapping[str, Any] = stored
         self.index = open_index(self.path, stored)
         features: Mapping[str, Feature] = stored["features"]
@@ -80,7 +86,7 @@ class LeRobotSource:
             columns=columns,
             cameras=self._frames.cameras,
             fps=stored["fps"],
-            robot_type=stored.get("robot_type"),
+            robot_type=robot if isinstance(robot := stored.get("robot_type"), str) else None,
             splits=_splits(stored.get("splits"), len(self.index.starts)),
             tasks=self.index.tasks,
             notes=tuple(
@@ -108,6 +114,10 @@ class LeRobotSource:
             count=length,
         )
         about = f"in episode {index} of {self.path / file}"
+        if len(table) != length:
+            raise ValueError(
+                f"expected {length} rows {about}, but {len(table)} came; restore the file"
+            )
         places = {key: _numbers(table, key, Column("int64"), about) for key in _PLACES}
         if (places["episode_index"] != index).any():
             raise ValueError(
@@ -175,7 +185,7 @@ def _column(key: str, feature: Feature) -> Column | None:
         return Column("string") if math.prod(shape) == 1 else None
     try:
         dtype = np.dtype(feature["dtype"])
-    except TypeError:
+    except (TypeError, ValueError):
         return None
     if dtype.char not in _NUMBERS:
         return None
@@ -191,20 +201,28 @@ def _numbers(table: pa.Table, key: str, column: Column, about: str) -> NDArray[A
             "mend meta/info.json or record again"
         )
     if values.dtype != np.dtype(column.dtype):
-        values = values.astype(column.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored, values = values, values.astype(column.dtype)
+        # What becomes a float may be rounded; a whole number or a flag must be what it was.
+        if values.dtype.kind != "f" and not np.array_equal(values, stored):
+            raise ValueError(
+                f"expected numbers of {column.dtype} for {key!r} {about}, but {stored.dtype} came "
+                "that are none; mend meta/info.json or record again"
+            )
     return values.reshape(len(table), *column.shape)
 
 
 def _text(table: pa.Table, key: str, about: str) -> NDArray[Any]:
     column = table.column(key)
-    if not pa.types.is_string(column.type) or column.null_count:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
         raise ValueError(
             f"expected text for {key!r} {about}, but {column.type} or nothing came; "
             "mend meta/info.json or record again"
         )
     try:
         return string_column(column.to_pylist())
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"the text of {key!r} {about} is damaged; restore the file") from error
 
 
@@ -212,7 +230,7 @@ def _splits(stored: Any, episodes: int) -> dict[str, tuple[int, ...]]:
     """Episode ranges such as {"train": "0:10"}; what is no range within the set is left out."""
     splits = {}
     for name, text in (stored if isinstance(stored, dict) else {}).items():
-        first, _, last = str(text).partition(":")
+        first, _, last = f"{text!s:.40}".partition(":")
         if first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= episodes:
             splits[str(name)] = tuple(range(int(first), int(last)))
     return splits

@@ -127,8 +127,8 @@ class LiberoSource:
 
     def frames(self, index: int, camera: str) -> Iterator[Image]:
         """Yield the frames of a camera; see `EpisodeSource`."""
-        check_camera(self, camera)
         file, task, place = self._find(index)
+        check_camera(self, camera)
         images = file.frames(place, camera, leave_out=task.lag)
         return (
             np.ascontiguousarray(image[::-1]) if task.upside_down else image for image in images
@@ -186,10 +186,11 @@ def observation_lag(joints_TJ: NDArray[Any], states_TD: NDArray[Any]) -> int | N
         return None
     positions_TJ = states_TD[:, 1 : 1 + joint_count].astype(np.float64)
     seen_TJ = joints_TJ[1:-1].astype(np.float64)
-    before, after = (
-        float(np.median(np.abs(seen_TJ - one).max(axis=1)))
-        for one in (positions_TJ[1:-1], positions_TJ[2:])
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity fit nowhere
+        before, after = (
+            float(np.median(np.abs(seen_TJ - one).max(axis=1)))
+            for one in (positions_TJ[1:-1], positions_TJ[2:])
+        )
     if before * _CLEARER < after:
         return 0
     return 1 if after * _CLEARER < before else None

@@ -37,12 +37,12 @@ def parse_example(payload: bytes, *, about: str) -> Mapping[str, Values]:
     message_module = optional_import("google.protobuf.message", purpose=_PURPOSE)
     try:
         example = example_class().FromString(payload)
-    except message_module.DecodeError as error:
+        return {key: _values(feature) for key, feature in example.features.feature.items()}
+    except (message_module.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"expected a tf.train.Example in {about}, but the content cannot be parsed; "
             "restore the file or write it again"
         ) from error
-    return {key: _values(feature) for key, feature in example.features.feature.items()}
 
 
 @cache
