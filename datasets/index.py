@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.features import is_colour_camera
-from robot_qsft.datasets.outcomes import Evidence, Outcome
+from robot_qsft.datasets.outcomes import Evidence
 from robot_qsft.datasets.parquet import open_parquet, read_columns, read_tasks
 from robot_qsft.datasets.statistics import (
     QUANTILES,
@@ -26,6 +26,7 @@ from robot_qsft.datasets.statistics import (
     combine,
     statistics_from_json,
 )
+from robot_qsft.datasets.tables import Outcome
 
 EPISODES_GLOB = "meta/episodes/chunk-*/file-*.parquet"
 _OURS = ("demonstrator", "outcome", "outcome_source")
@@ -103,7 +104,12 @@ def read_info(path: Path) -> dict[str, Any]:
     return dict(stored)
 
 
-_KINDS = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str}
+_KINDS: Mapping[str, Any] = {
+    "fps": (int, float),
+    "features": dict,
+    "total_episodes": int,
+    "data_path": str,
+}
 _MOST_EPISODES = 1 << 40
 _LATEST_S = 1e9
 """Time that no frame of a video is later than: thirty years."""

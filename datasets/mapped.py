@@ -290,7 +290,7 @@ def settle(
         evidences: one per episode, labels applied.
         assume: outcome of the episodes of which nothing is known.
     """
-    settled = []
+    settled: list[tuple[Evidence, Outcome]] = []
     for one, outcome in zip(evidences, judge(evidences), strict=True):
         # Who looked at an episode and could not tell knows more than whoever assumes.
         if outcome == "unknown" and assume is not None and one.source != "label":

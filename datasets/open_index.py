@@ -19,7 +19,11 @@ def open_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
         ValueError: when a file is missing or damaged, or episodes are missing.
     """
     read = read_index if version_of(stored).startswith("v3") else read_index_v2
-    index = read(path, stored)
+    try:
+        index = read(path, stored)
+    except (UnicodeDecodeError, TypeError) as error:
+        # PyArrow's words for names that are no text, and ours for numbers that are null.
+        raise ValueError(f"the files of {path}/meta are damaged ({error}); restore them") from error
     for file in source_files(path, index):
         if not file.is_file():
             raise ValueError(

@@ -21,7 +21,7 @@ _NOT_YAML = (
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Makes plain values only, and nothing that outgrows the text."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:

@@ -110,15 +110,21 @@ class StoredFrames:
         index, expected, key = self._index, self.cameras[camera], self._keys[camera]
         file = self._path / index.data_files[first]
         before = self._first_rows[index.data_files[first]]
+        about = f"camera {camera!r} in {file}"
         for episode in range(first, last):
-            rows = self._rows.read(
-                file,
-                [key],
-                first=int(index.starts[episode]) - before,
-                count=int(index.lengths[episode]),
-            )
-            for stored in rows.column(key):
-                yield self._decode(stored.as_py(), expected, about=f"camera {camera!r} in {file}")
+            length = int(index.lengths[episode])
+            try:
+                rows = self._rows.read(
+                    file, [key], first=int(index.starts[episode]) - before, count=length
+                )
+                if len(rows) != length:
+                    raise ValueError(
+                        f"expected {length} images for {about}, but {len(rows)} came; restore it"
+                    )
+                for stored in rows.column(key):
+                    yield self._decode(stored.as_py(), expected, about=about)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"the text beside {about} is damaged; restore it") from error
 
     def _decode(self, stored: Any, expected: Camera, *, about: str) -> tuple[Image, bytes]:
         content = stored.get("bytes") if isinstance(stored, dict) else None

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.interface import Image
 
 # LeRobot's defaults; H.264 only where PyAV was built without AV1. The names are those of
-# `video.codec` in info.json.
+# `video.codec` in info.json. One thread (lp): with more, the encoder was seen to wait for ever on a
+# busy machine, about once in 500 files; work is spread over processes instead.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    "libsvtav1": ("av1", {"g": "2", "crf": "30", "preset": "12"}),
+    "libsvtav1": ("av1", {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "lp=1"}),
     "libx264": ("h264", {"g": "2", "crf": "23", "preset": "veryfast", "bf": "0"}),
 }
 

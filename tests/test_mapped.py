@@ -23,7 +23,6 @@ from robot_qsft.datasets.outcomes import (
 from robot_qsft.datasets.source import (
     Column,
     EncodedFrames,
-    EpisodeSource,
     Recording,
     SourceInfo,
     check_camera,
@@ -128,7 +127,7 @@ def test_what_a_mapped_source_tells() -> None:
             rename={"force": "observation.force"},
         ),
     )
-    assert isinstance(source, EpisodeSource | FakeSource) and len(mapped) == 1
+    assert len(mapped) == 1
     assert mapped.fps == 10 and mapped.cameras == {"front": Camera(2, 3, "image")}
     assert mapped.columns == {
         "action": Column("float64", (1,), ("act",)),
@@ -504,7 +503,7 @@ def test_nan_is_told_with_episode_and_step(name: str, bad: float) -> None:
         keep=(name,),
     )
     message = rf"demo_1 of /somewhere/fake: '{ours}' holds NaN or infinity at step 3; drop or mend"
-    if name == "pay" and bad != np.nan and not np.isnan(bad):
+    if name == "pay" and np.isinf(bad):
         message = "demo_1 of /somewhere/fake: rewards should be 0 or more"
     for resample_fps in (None, 10 / 3):
         with pytest.raises(ValueError, match=message):
@@ -526,7 +525,7 @@ def test_nan_in_a_merged_action_and_in_a_rotation() -> None:
     turn = Part("turn", rotation="quaternion_xyzw", to_rotation="matrix", kind="delta")
     for resample_fps in (None, 10):
         with pytest.raises(
-            ValueError, match="demo_0 of /somewhere/fake: 'turn': .* no rotation at step 4"
+            ValueError, match=r"demo_0 of /somewhere/fake: 'turn': .* no rotation at step 4"
         ):
             only(source, FieldMap((turn,), resample_fps=resample_fps))
 
@@ -659,19 +658,13 @@ def test_frames_of_kept_rows() -> None:
     assert isinstance(encoded, EncodedFrames)
     stored = MappedSource(encoded, field_map).encoded_frames(0, "front", steps)
     assert stored is not None and [content for _, content in stored] == [b"png 1", b"png 4"]
-    for source in (mapped, MappedSource(encoded, field_map)):
-        for read in (source.frames, source.encoded_frames):
-            if source is mapped and read == source.encoded_frames:
-                continue
-            with pytest.raises(
-                ValueError, match="camera 'cam' asked for, but the field map has fr"
-            ):
-                list(read(0, "cam", steps))
-            source.source.frames_there = 4
-            with pytest.raises(
-                ValueError, match="a frame 4 of camera 'front' of episode 0 of /some"
-            ):
-                list(read(0, "front", steps))
+    encoded.frames_there = 4
+    readers = MappedSource(encoded, field_map)
+    for read in (readers.frames, readers.encoded_frames):
+        with pytest.raises(ValueError, match="camera 'cam' asked for, but the field map has front"):
+            list(read(0, "cam", steps) or ())
+        with pytest.raises(ValueError, match="a frame 4 of camera 'front' of episode 0 of /somewh"):
+            list(read(0, "front", steps) or ())
 
 
 def test_frames_are_taken_one_by_one() -> None:

@@ -40,6 +40,7 @@ IS_SUCCESS: Final = "is_success"
 _MOST_FPS = 100_000
 _PLACES = ("episode_index", "task_index")
 _NUMBERS = frozenset("?bhilqBHILQefd")
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 def matches(path: Path) -> bool:
@@ -69,9 +70,14 @@ class LeRobotSource:
         self.stored_info: Mapping[str, Any] = stored
         self.index = open_index(self.path, stored)
         features: Mapping[str, Feature] = stored["features"]
-        self._frames = StoredFrames(
-            self.path, index=self.index, features=features, fps=stored["fps"]
-        )
+        try:
+            self._frames = StoredFrames(
+                self.path, index=self.index, features=features, fps=stored["fps"]
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path / 'meta/info.json'}: {error}; restore the file"
+            ) from error
         columns, left_out = {}, []
         for key, feature in features.items():
             if is_visual(feature):
@@ -107,13 +113,16 @@ class LeRobotSource:
         check_index(self, index)
         file = self.index.data_files[index]
         length = int(self.index.lengths[index])
-        table = self._rows.read(
-            self.path / file,
-            [*self.info.columns, *_PLACES],
-            first=int(self.index.starts[index]) - self._first_rows[file],
-            count=length,
-        )
         about = f"in episode {index} of {self.path / file}"
+        try:
+            table = self._rows.read(
+                self.path / file,
+                [*self.info.columns, *_PLACES],
+                first=int(self.index.starts[index]) - self._first_rows[file],
+                count=length,
+            )
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the names of columns {about} are damaged; restore it") from error
         if len(table) != length:
             raise ValueError(
                 f"expected {length} rows {about}, but {len(table)} came; restore the file"
@@ -194,12 +203,15 @@ def _column(key: str, feature: Feature) -> Column | None:
 
 
 def _numbers(table: pa.Table, key: str, column: Column, about: str) -> NDArray[Any]:
-    values = to_numpy(table.column(key), width=math.prod(column.shape), about=f"{key!r} {about}")
-    if values.dtype.char not in _NUMBERS:
+    kind = table.column(key).type
+    while isinstance(kind, (pa.BaseExtensionType, *_LISTS)):
+        kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(
-            f"expected numbers of {column.dtype} for {key!r} {about}, but {values.dtype} came; "
+            f"expected numbers of {column.dtype} for {key!r} {about}, but {kind} came; "
             "mend meta/info.json or record again"
         )
+    values = to_numpy(table.column(key), width=math.prod(column.shape), about=f"{key!r} {about}")
     if values.dtype != np.dtype(column.dtype):
         with np.errstate(over="ignore", invalid="ignore"):
             stored, values = values, values.astype(column.dtype)

@@ -21,6 +21,8 @@ from robot_qsft.datasets.outcomes import NO_EVIDENCE, reward_evidence
 from robot_qsft.datasets.source import Recording, SourceInfo, check_camera, check_index
 
 REWARDS: Final = "rewards"
+UNKNOWN_MASK: Final = "outcome_unknown"
+"""Filter key of demos whose outcome nobody knows, though they have rewards of 0."""
 _STATES_ONLY = (
     "images, observations and rewards are not in the file: the simulator's replay of its states "
     "regenerates them"
@@ -71,6 +73,7 @@ class RobomimicSource:
             splits=self._splits(),
             notes=notes,
         )
+        self._unknown = frozenset(self.info.splits.get(UNKNOWN_MASK, ()))
 
     def __len__(self) -> int:
         """Number of demos."""
@@ -83,13 +86,12 @@ class RobomimicSource:
         columns = self._file.columns(demo, steps)
         about = demo.json("ep_meta") or {}
         language = about.get("lang")
+        tells = REWARDS in columns and index not in self._unknown
         return Recording(
             name=self._file.names[index],
             columns=columns,
             instruction=language if isinstance(language, str) else "",
-            evidence=(
-                reward_evidence(columns[REWARDS], REWARDS) if REWARDS in columns else NO_EVIDENCE
-            ),
+            evidence=reward_evidence(columns[REWARDS], REWARDS) if tells else NO_EVIDENCE,
         )
 
     def frames(self, index: int, camera: str) -> Iterator[Image]:
