@@ -3,7 +3,7 @@
 Shape legend: H height, T steps, W width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from robot_qsft.datasets.features import (
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.parquet import column_of
 from robot_qsft.datasets.statistics import FeatureStatistics, feature_statistics
+
+_LARGEST_PIECE_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -103,25 +105,49 @@ def place_columns(length: int, *, fps: float, place: EpisodePlace) -> dict[str, 
     }
 
 
-def episode_table(
+def episode_tables(
     numbers: Mapping[str, NDArray[Any]],
     encoded: Mapping[str, Iterable[bytes]],
     schema: pa.Schema,
-) -> pa.Table:
-    """The rows of an episode as they are stored.
+    *,
+    largest_bytes: int = _LARGEST_PIECE_BYTES,
+) -> Iterator[pa.Table]:
+    """The rows of an episode as they are stored: in one piece, or in several if images are many.
 
     Args:
         numbers: column name to rows; text as well.
         encoded: camera name to PNGs or JPEGs, for the cameras that `schema` names.
         schema: of the data files.
+        largest_bytes: a piece ends once its images take so much.
     """
-    columns = [
-        column_of(numbers[field.name], field.type)
-        if field.name in numbers
-        else pa.array(_image_rows(encoded[field.name.removeprefix(IMAGES)]), field.type)
+    length = len(next(iter(numbers.values())))
+    pictures = {
+        field.name: iter(encoded[field.name.removeprefix(IMAGES)])
         for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+        if field.name not in numbers
+    }
+    first = 0
+    while first < length:
+        rows: dict[str, list[dict[str, Any]]] = {key: [] for key in pictures}
+        size, last = 0, first
+        while last < length and size < largest_bytes:
+            for key, contents in pictures.items():
+                content = next(contents)
+                rows[key].append({"bytes": content, "path": f"frame-{last:06d}.png"})
+                size += len(content)
+            last = last + 1 if pictures else length
+        columns = [
+            pa.array(rows[field.name], field.type)
+            if field.name in rows
+            else column_of(numbers[field.name][first:last], field.type)
+            for field in schema
+        ]
+        yield pa.table(columns, schema=schema)
+        first = last
+    for contents in pictures.values():
+        # The frames are counted where they come from, once they have all been asked for.
+        for _ in contents:
+            pass
 
 
 def number_statistics(numbers: Mapping[str, NDArray[Any]]) -> dict[str, FeatureStatistics]:
@@ -146,9 +172,3 @@ def to_png(frame: Image) -> bytes:
     assert stored
     content: bytes = encoded.tobytes()
     return content
-
-
-def _image_rows(encoded: Iterable[bytes]) -> list[dict[str, Any]]:
-    return [
-        {"bytes": content, "path": f"frame-{step:06d}.png"} for step, content in enumerate(encoded)
-    ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.episode_columns import (
     EpisodePlace,
-    episode_table,
+    episode_tables,
     number_statistics,
     place_columns,
     to_png,
@@ -110,10 +110,13 @@ class EpisodeFiles:
         columns = {**place_columns(length, fps=self._fps, place=place), **columns}
         seen = {name: ImageStatistics(length) for name in (*frames, *encoded)}
         passing = {name: seen[name].passing(images) for name, images in frames.items()}
-        stored = {name: map(to_png, images) for name, images in passing.items()}
+        stored: dict[str, Iterator[bytes]] = {
+            name: map(to_png, images) for name, images in passing.items()
+        }
         stored |= {name: _kept(pairs, seen[name]) for name, pairs in encoded.items()}
         chunk, file = self._data.make_room(length)
-        self._data.write(episode_table(columns, stored, self._schema))
+        for table in episode_tables(columns, stored, self._schema):
+            self._data.write(table)
         row: dict[str, Any] = {
             "episode_index": place.episode_index,
             "length": length,

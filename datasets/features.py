@@ -180,9 +180,8 @@ def info_from_features(
         state_names=entry_names(STATE, features.get(STATE)),
         environment_state_names=entry_names(ENVIRONMENT_STATE, features.get(ENVIRONMENT_STATE)),
         cameras={
-            camera_name(key): camera_from_feature(key, features[key])
-            for key in sorted(features)
-            if is_colour_camera(features[key])
+            name: camera_from_feature(key, features[key])
+            for name, key in camera_keys(features).items()
         },
         robot_type=robot_type,
     )
@@ -202,9 +201,17 @@ def is_colour_camera(feature: Feature) -> bool:
     return is_visual(feature) and not depth
 
 
-def camera_name(key: str) -> str:
-    """The camera of a feature: `observation.images.front` gives `front`."""
-    return key.removeprefix(IMAGES).removeprefix("observation.")
+def camera_keys(features: Mapping[str, Feature]) -> dict[str, str]:
+    """Camera name to feature: `observation.images.front` is called `front`.
+
+    Where two would be called the same, the later one in the alphabet keeps a longer name.
+    """
+    keys: dict[str, str] = {}
+    for key in sorted(features):
+        if is_colour_camera(features[key]):
+            short = key.removeprefix(IMAGES).removeprefix("observation.")
+            keys[key.removeprefix("observation.") if short in keys else short] = key
+    return keys
 
 
 def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:

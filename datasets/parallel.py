@@ -1,5 +1,6 @@
 """The same function over many tasks, in processes or on a Ray cluster, results in order."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -81,14 +82,15 @@ def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> I
         ) from error
     _check_answers(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster(address, error) from error
     try:
-        remote = ray.remote(max_retries=-1)(_quietly).remote
-        ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        remote: Callable[..., Any] = ray.remote(max_retries=-1)(_quietly).remote
+        cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
         queue = iter(tasks)
-        waiting: deque[Any] = deque(remote(function, task) for task in islice(queue, ahead))
+        ahead = islice(queue, _AHEAD * max(1, int(cpus)))
+        waiting: deque[Any] = deque(remote(function, task) for task in ahead)
         while waiting:
             result = ray.get(waiting.popleft())
             waiting.extend(remote(function, task) for task in islice(queue, 1))

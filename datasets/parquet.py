@@ -25,7 +25,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
             f"expected a parquet file at {path}, but there is none; restore it or record again"
         )
     try:
-        return pq.ParquetFile(path)
+        # Files without checksums are read all the same; ours have them.
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(_damaged(path, error)) from error
 
@@ -135,8 +136,13 @@ def to_numpy(column: pa.ChunkedArray, *, width: int, about: str) -> NDArray[Any]
     values = column.combine_chunks()
     while isinstance(values, pa.ExtensionArray):
         values = values.storage
-    while pa.types.is_nested(values.type):
+    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
         values = values.flatten()
+    if pa.types.is_nested(values.type):
+        raise ValueError(
+            f"expected {width} numbers in each row of {about}, but {values.type} came; "
+            "mend or record again"
+        )
     if values.null_count or len(values) != len(column) * width:
         raise ValueError(
             f"expected {width} numbers in each of the {len(column)} rows of {about}, but "
@@ -203,7 +209,9 @@ class ShardWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._rows = 0
             self._sink = pa.OSFile(str(path), "wb")
-            self._writer = pq.ParquetWriter(self._sink, table.schema, version="2.6")
+            self._writer = pq.ParquetWriter(
+                self._sink, table.schema, version="2.6", write_page_checksum=True
+            )
         self._writer.write_table(table, row_group_size=len(table))
         self._rows += len(table)
 
@@ -235,11 +243,14 @@ def read_tasks(path: Path) -> tuple[str, ...]:
             f"expected a column 'task' in {path}, but it has {', '.join(names)}; "
             "restore the file or record again"
         )
-    rows = read_columns(path, ["task_index", text]).to_pylist()
-    rows.sort(key=lambda row: row["task_index"])
-    if [row["task_index"] for row in rows] != list(range(len(rows))):
+    try:
+        rows = read_columns(path, ["task_index", text]).to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(_damaged(path, error)) from error
+    numbered = {row["task_index"]: str(row[text]) for row in rows}
+    if len(numbered) != len(rows) or set(numbered) != set(range(len(rows))):
         raise ValueError(f"{path} should number its tasks from 0 without gaps; mend task_index")
-    return tuple(str(row[text]) for row in rows)
+    return tuple(numbered[index] for index in range(len(rows)))
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
@@ -277,7 +288,8 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
         metadata={"pandas": json.dumps(pandas)},
     )
     columns = [pa.array(range(len(tasks)), pa.int64()), pa.array(tasks, pa.string())]
-    pq.write_table(pa.table(columns, schema=schema), path, version="2.6")
+    table = pa.table(columns, schema=schema)
+    pq.write_table(table, path, version="2.6", write_page_checksum=True)
 
 
 def _damaged(path: Path, error: BaseException) -> str:

@@ -168,7 +168,7 @@ def write_shard(shard: Shard) -> int:
     chunk, file = position
     path = Path(job.folder) / EPISODES_PATH.format(chunk_index=chunk, file_index=file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, version="2.6")
+    pq.write_table(pa.Table.from_pylist(rows), path, version="2.6", write_page_checksum=True)
     _write_marker(done, files.image_statistics)
     return frames
 

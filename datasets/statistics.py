@@ -212,5 +212,6 @@ def _quantile_of_sorted(sorted_ND: NDArray[np.float64], quantile: float) -> NDAr
     below = int(position)
     above = min(below + 1, len(sorted_ND) - 1)
     part = position - below
-    result: NDArray[np.float64] = (1 - part) * sorted_ND[below] + part * sorted_ND[above]
-    return result
+    low: NDArray[np.float64] = sorted_ND[below]
+    # Infinity times nothing would be no number.
+    return (1 - part) * low + part * sorted_ND[above] if part else low

@@ -12,8 +12,7 @@ from robot_qsft.datasets.features import (
     Camera,
     Feature,
     camera_from_feature,
-    camera_name,
-    is_colour_camera,
+    camera_keys,
 )
 from robot_qsft.datasets.formats.encoded_image import decode_image
 from robot_qsft.datasets.index import EpisodeIndex
@@ -40,9 +39,7 @@ class StoredFrames:
         self._path = path
         self._index = index
         self._fps = fps
-        self._keys = {
-            camera_name(key): key for key in sorted(features) if is_colour_camera(features[key])
-        }
+        self._keys = camera_keys(features)
         self.cameras: Mapping[str, Camera] = {
             name: camera_from_feature(key, features[key]) for name, key in self._keys.items()
         }

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.features import (
     ACTION,
     ENVIRONMENT_STATE,
+    IMAGES,
     INDEX_DTYPES,
     REWARD,
     STATE,
-    camera_name,
 )
 from robot_qsft.datasets.field_map import SUCCESS_REWARD, FieldMap, Part, field_map_text
 from robot_qsft.datasets.rotations import SIZES, Representation
@@ -288,12 +288,12 @@ def _is_rotation(name: str, entries: range, representation: Representation, firs
 def _cameras(theirs: Iterable[str]) -> dict[str, str]:
     """Our names of cameras, fit for a path, to the source's."""
 
-    def short(name: str) -> str:
-        stem = _CAMERA_SUFFIX.sub("", camera_name(name).split("/")[-1])
-        return stem or name
-
     def full(name: str) -> str:
-        return camera_name(name)
+        return name.removeprefix(IMAGES).removeprefix("observation.")
+
+    def short(name: str) -> str:
+        stem = _CAMERA_SUFFIX.sub("", full(name).split("/")[-1])
+        return stem or name
 
     names = list(theirs)
     for naming in (short, full):

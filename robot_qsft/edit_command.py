@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
@@ -75,7 +75,7 @@ class Resample:
     """
 
     fps: float
-    actions: str = ""
+    actions: Literal["absolute", "delta", ""] = ""
 
 
 Change: TypeAlias = Delete | Split | Merge | Rename | Resample

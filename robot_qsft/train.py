@@ -388,7 +388,7 @@ def chosen_episodes(config: TrainConfig, data: TrainingData) -> NDArray[np.int64
     if config.episodes == "all":
         return data.training
     outcomes = np.array(infer_outcomes(data.tables).outcomes)[data.training]
-    chosen = data.training[
+    chosen: NDArray[np.int64] = data.training[
         outcomes == "success" if config.episodes == "successful" else outcomes != "unknown"
     ]
     if len(chosen) == 0:

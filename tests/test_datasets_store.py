@@ -256,7 +256,10 @@ def all_of(dataset: Dataset) -> None:
         (lambda path: truncate(path / DATA), "expected a complete parquet file"),
         (lambda path: truncate(path / EPISODES), "expected a complete parquet file"),
         (lambda path: (path / EPISODES).unlink(), "the 3 episodes .* but 0 came"),
-        (lambda path: (path / "meta/tasks.parquet").unlink(), "meta/tasks.parquet, but there is none"),
+        (
+            lambda path: (path / "meta/tasks.parquet").unlink(),
+            "meta/tasks.parquet, but there is none",
+        ),
         (lambda path: (path / VIDEO).unlink(), "expected the file videos/.* is missing"),
         (lambda path: truncate(path / VIDEO), "expected a readable video"),
         (

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from robot_qsft.datasets.rotations import (
@@ -84,6 +84,7 @@ def test_there_and_back_is_the_same_rotation(
 @settings(max_examples=60, deadline=None)
 @given(q=unit_quaternions(), scale=st.floats(0.01, 100))
 def test_quaternions_come_with_w_of_at_least_0(q: np.ndarray, scale: float) -> None:
+    assume(abs(q[3]) > 1e-6)  # half turns have two quaternions that are as good
     for sign in (1, -1):
         xyzw = from_rotation(
             to_rotation(sign * scale * q[None], "quaternion_xyzw"), REPRESENTATIONS[0]

@@ -13,6 +13,7 @@ import yaml
 
 from robot_qsft.datasets.formats.aligned_video import read_video_info
 from robot_qsft.datasets.formats.episode_tables import read_text
+from robot_qsft.datasets.plain_yaml import load_yaml
 
 MAPPING = "episodes.yaml"
 OUTCOMES = "outcomes.csv"
@@ -20,11 +21,6 @@ _LARGEST_MAPPING = 1 << 16
 _EPISODE = "{episode}"
 _TABLES = (".csv", ".json")
 _KEYS = ("fps", "table", "cameras", "instruction", "success", "timestamp")
-_BAD_YAML = (
-    *(yaml.YAMLError, ValueError, OverflowError, RecursionError),
-    *(AttributeError, LookupError, TypeError),
-)
-"""What the YAML library raises; a tag that does not fit its value ends in any of the last."""
 _EXAMPLE = {
     "fps": 30.0,
     "table": "{episode}/steps.csv",
@@ -73,10 +69,9 @@ def read_mapping(folder: Path) -> EpisodeMapping:
         )
     text = read_text(file, limit=_LARGEST_MAPPING)
     try:
-        stored = yaml.safe_load(text)
-    except _BAD_YAML as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"expected YAML in {file}, but {reason:.200}; mend it") from error
+        stored = load_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"expected YAML in {file}, but {error}; mend it") from error
     if not isinstance(stored, dict):
         raise ValueError(f"expected {', '.join(_KEYS)} in {file}, but it has no keys; add them")
     unknown = [key for key in stored if key not in _KEYS]

@@ -290,7 +290,7 @@ class ArrowStorage:
 def _read_table(path: Path) -> pa.Table:
     try:
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 groups = range(file.metadata.num_row_groups)
                 size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
                 if size > MAX_BYTES:
