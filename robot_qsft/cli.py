@@ -20,8 +20,9 @@ from robot_qsft.console import (
     frame_bar,
     progress_bar,
 )
-from robot_qsft.data_commands import Ingest, Inspect, Label, Validate, View
+from robot_qsft.data_commands import Export, Ingest, Inspect, Label, Validate, View
 from robot_qsft.datasets.batches import TrainingData
+from robot_qsft.datasets.cache import Storage
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
@@ -96,6 +97,7 @@ class Train:
         recipe: where the defaults come from.
         cameras: cameras to read; all of the data set's if left out, none for the state recipes.
         image_size: height and width in pixels that frames are resized to.
+        storage: of decoded frames: "raw" is fast, "jpeg" small, "auto" raw where the disk has room.
         resume: go on with an interrupted run of the same settings.
     """
 
@@ -104,6 +106,7 @@ class Train:
     recipe: Annotated[_Recipe, tyro.conf.arg(name="")]  # type: ignore[valid-type]
     cameras: tuple[str, ...] | None = None
     image_size: int = 64
+    storage: Storage = "auto"
     resume: bool = False
 
     def run(self) -> int:
@@ -119,6 +122,7 @@ class Train:
                 cameras=cameras,
                 image_size=self.image_size,
                 validation_share=config.validation_share,
+                storage=self.storage,
                 progress=frame_bar(progress),
             )
             if clipped := _clipped(config, data, dataset.info.action_names):
@@ -218,7 +222,18 @@ class Doctor:
 
 
 Command: TypeAlias = (
-    Collect | Inspect | Validate | Label | View | Ingest | Edit | Train | Eval | Demo | Doctor
+    Collect
+    | Inspect
+    | Validate
+    | Label
+    | View
+    | Ingest
+    | Edit
+    | Export
+    | Train
+    | Eval
+    | Demo
+    | Doctor
 )
 
 

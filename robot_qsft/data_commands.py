@@ -16,6 +16,7 @@ from robot_qsft.datasets.ingest import IngestConfig, ingest
 from robot_qsft.datasets.labels import Labels, labels_path
 from robot_qsft.datasets.labels_csv import export_csv, import_csv
 from robot_qsft.datasets.mapped import MappedSource
+from robot_qsft.datasets.robomimic_export import export_robomimic
 from robot_qsft.datasets.source import EpisodeSource
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.suggest_map import suggest
@@ -209,6 +210,41 @@ class Ingest:
                 progress=named_bars(progress),
             )
         tell(dataset)
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write demonstrations of any format as a robomimic HDF5 file.
+
+    Attributes:
+        source: folder or file of the demonstrations.
+        out: the new file.
+        map_file: field map; the one that `inspect --suggest` would write if left out.
+        labels: sidecar of people's labels; the one beside the source if left out.
+    """
+
+    source: Source
+    out: Path
+    map_file: MapFile = None
+    labels: Path | None = None
+
+    def run(self) -> int:
+        """Export."""
+        source = open_source(self.source)
+        field_map = suggest(source) if self.map_file is None else read_field_map(self.map_file)
+        labels = read_labels(source, self.labels)
+        with progress_bar() as progress:
+            unknown = export_robomimic(
+                MappedSource(source, field_map),
+                self.out,
+                labels=labels,
+                progress=named_bars(progress),
+            )
+        left_open = f", of {unknown} of which the outcome is unknown" if unknown else ""
+        console.print(
+            f"{len(source)} episodes{left_open} in {self.out}", soft_wrap=True, markup=False
+        )
         return 0
 
 

@@ -76,3 +76,11 @@ def test_view_saves_a_recording(
     status, _ = command_line("view", path, 1, "--save", tmp_path / "one.rrd")
     assert status == 0 and (tmp_path / "one.rrd").stat().st_size > 1000
     assert "episode 4" in refused("view", path, 4, "--save", tmp_path / "two.rrd")
+
+
+def test_export_is_read_again(path: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    pytest.importorskip("h5py")
+    status, printed = command_line("export", path, "--out", tmp_path / "one.hdf5")
+    assert status == 0 and "4 episodes in" in printed
+    status, printed = command_line("inspect", tmp_path / "one.hdf5")
+    assert status == 0 and "robomimic" in printed and "2 failure" in printed

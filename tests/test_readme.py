@@ -23,7 +23,8 @@ def shell_commands() -> list[str]:
 def test_there_are_commands_for_every_user() -> None:
     spoken = {shlex.split(command)[1] for command in shell_commands()}
 
-    assert {"collect", "train", "eval", "doctor"} <= spoken
+    ingesting = {"inspect", "validate", "label", "ingest", "view", "edit", "export"}
+    assert {"collect", "train", "eval", "doctor"} | ingesting <= spoken
 
 
 @pytest.mark.parametrize("command", shell_commands())
