@@ -147,11 +147,13 @@ def _run(root: Path, sets: Sequence[int], cases: range) -> Iterator[Found]:
                     continue
                 progress.advance(bar)
                 if found.end not in ("read", "refused", "differs"):
+                    last = found.detail.strip().splitlines()[-1:] or [""]
                     progress.console.print(
                         f"case {found.case} of seed {SEED}: {found.end} of {found.name} "
-                        f"({found.what}): {found.detail.strip().splitlines()[-1:]}; "
-                        f"replay it with --case {found.case}",
+                        f"({found.what:.100}): {last[0]:.200}; replay it with --case {found.case}",
                         markup=False,
+                        highlight=False,
+                        soft_wrap=True,
                     )
                 yield found
 

@@ -50,6 +50,7 @@ class EpisodeFiles:
         data_position: Position,
         video_positions: Mapping[str, Position],
         image_statistics: Mapping[str, FeatureStatistics],
+        ready_videos: Mapping[str, Position] = MappingProxyType({}),
     ) -> None:
         """Prepare to write; files are opened when episodes come.
 
@@ -60,10 +61,14 @@ class EpisodeFiles:
             data_position: chunk and file of the first data file.
             video_positions: the same for each camera stored as video.
             image_statistics: of frames that are there already.
+            ready_videos: cameras whose one video is there already, with the frames of all episodes
+                to come; frames are only looked at.
         """
         self._features: Mapping[str, Feature] = stored_info["features"]
         self._schema = arrow_schema(self._features)
         self._fps = stored_info["fps"]
+        self._ready_videos = ready_videos
+        self._frames = 0
         self.image_statistics = dict(image_statistics)
         chunk_size = int(stored_info["chunks_size"])
         self._data = ShardWriter(
@@ -131,6 +136,15 @@ class EpisodeFiles:
                 passing[key.removeprefix(IMAGES)], count=length, height=height, width=width
             )
             row |= {f"videos/{key}/{part}": value for part, value in asdict(video_place).items()}
+        for key, (video_chunk, video_file) in self._ready_videos.items():
+            deque(passing[key.removeprefix(IMAGES)], maxlen=0)
+            row |= {
+                f"videos/{key}/chunk_index": video_chunk,
+                f"videos/{key}/file_index": video_file,
+                f"videos/{key}/from_timestamp": self._frames / self._fps,
+                f"videos/{key}/to_timestamp": (self._frames + length) / self._fps,
+            }
+        self._frames += length
         statistics = number_statistics(columns)
         statistics |= {IMAGES + name: one.result() for name, one in seen.items()}
         for key, feature in self._features.items():

@@ -80,6 +80,8 @@ def read_info(path: Path) -> dict[str, Any]:
             "name the folder that holds meta/, data/ and videos/"
         )
     try:
+        if file.stat().st_size > _LARGEST_INFO:
+            raise ValueError(f"it has more than {_LARGEST_INFO} bytes")
         stored = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); restore it or record again") from error
@@ -111,6 +113,7 @@ _KINDS: Mapping[str, Any] = {
     "data_path": str,
 }
 _MOST_EPISODES = 1 << 40
+_LARGEST_INFO = 1 << 26
 _LATEST_S = 1e9
 """Time that no frame of a video is later than: thirty years."""
 _LARGEST_ROW = 1 << 26

@@ -34,8 +34,15 @@ from robot_qsft.datasets.parts import (
     names_of,
     vector_of,
 )
-from robot_qsft.datasets.source import Column, EncodedFrames, EpisodeSource, Recording
+from robot_qsft.datasets.source import (
+    Column,
+    EncodedFrames,
+    EpisodeSource,
+    Recording,
+    VideoSegments,
+)
 from robot_qsft.datasets.tables import Outcome
+from robot_qsft.datasets.video_copy import VideoSegment
 
 T = TypeVar("T")
 
@@ -211,6 +218,15 @@ class MappedSource:
         images = self.source.encoded_frames(index, self._their_camera(camera))
         about = f"camera {camera!r} of episode {index} of {self.source.path}"
         return None if images is None else _picked(images, steps, about=about)
+
+    def video_segment(self, index: int, camera: str, *, frames: int) -> VideoSegment | None:
+        """Where in a video the first frames of an episode are; None where they are in none."""
+        if self.fps != self._source_fps or not isinstance(self.source, VideoSegments):
+            return None
+        segment = self.source.video_segment(index, self._their_camera(camera))
+        return (
+            None if segment is None or segment.frames < frames else replace(segment, frames=frames)
+        )
 
     def _rows_used(self, length: int, evidence: Evidence) -> int:
         if not (evidence.success and self.field_map.end_at_success) or evidence.frame is None:

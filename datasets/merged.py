@@ -8,7 +8,14 @@ import numpy as np
 
 from robot_qsft.datasets.formats.detect import open_source
 from robot_qsft.datasets.interface import Image
-from robot_qsft.datasets.source import EncodedFrames, EpisodeSource, Recording, check_index
+from robot_qsft.datasets.source import (
+    EncodedFrames,
+    EpisodeSource,
+    Recording,
+    VideoSegments,
+    check_index,
+)
+from robot_qsft.datasets.video_copy import VideoSegment
 
 
 class MergedSource:
@@ -57,6 +64,11 @@ class MergedSource:
         """Frames with the bytes that they are stored as; see `EncodedFrames`."""
         source, index = self._place(index)
         return source.encoded_frames(index, camera) if isinstance(source, EncodedFrames) else None
+
+    def video_segment(self, index: int, camera: str) -> VideoSegment | None:
+        """Where in a video the frames are; see `VideoSegments`."""
+        source, index = self._place(index)
+        return source.video_segment(index, camera) if isinstance(source, VideoSegments) else None
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the content depends on."""

@@ -24,6 +24,7 @@ from robot_qsft.datasets.statistics import (
     statistics_to_json,
 )
 from robot_qsft.datasets.tables import Outcome
+from robot_qsft.datasets.video_copy import copy_segments
 
 _FRAMES = 20_000
 _EPISODES = 500
@@ -140,6 +141,7 @@ def write_shard(shard: Shard) -> int:
     mapped = mapped_source(job)
     position = _position(shard.number, int(job.stored_info["chunks_size"]))
     videos = [key for key, one in job.stored_info["features"].items() if one["dtype"] == "video"]
+    copied = {key for key in videos if _copy_video(shard, mapped, key, position)}
     files = EpisodeFiles(
         Path(job.folder),
         stored_info={
@@ -149,8 +151,9 @@ def write_shard(shard: Shard) -> int:
         },
         encoder=job.encoder,
         data_position=position,
-        video_positions=dict.fromkeys(videos, position),
+        video_positions={key: position for key in videos if key not in copied},
         image_statistics={},
+        ready_videos=dict.fromkeys(sorted(copied), position),
     )
     try:
         rows = [
@@ -221,6 +224,22 @@ def _add(
         "outcome_source": planned.evidence.source,
         "source_name": recording.name,
     }
+
+
+def _copy_video(shard: Shard, mapped: MappedSource, key: str, position: tuple[int, int]) -> bool:
+    """Whether the frames of a camera could be copied as they are coded in the source."""
+    segments = [
+        mapped.video_segment(one.source_index, key.removeprefix(IMAGES), frames=one.length)
+        for one in shard.episodes
+    ]
+    found = [segment for segment in segments if segment is not None]
+    if len(found) < len(segments):
+        return False
+    stored = shard.job.stored_info
+    path = stored["video_path"].format(
+        video_key=key, chunk_index=position[0], file_index=position[1]
+    )
+    return copy_segments(Path(shard.job.folder) / path, found, fps=stored["fps"])
 
 
 def _write_marker(path: Path, statistics: Mapping[str, FeatureStatistics]) -> None:

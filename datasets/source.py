@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.features import Camera
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.outcomes import Evidence
+from robot_qsft.datasets.video_copy import VideoSegment
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -154,6 +155,19 @@ class EncodedFrames(Protocol):
         Raises:
             IndexError: when there is no such episode.
             ValueError: as `EpisodeSource.frames` does.
+        """
+
+
+@runtime_checkable
+class VideoSegments(Protocol):
+    """A source that also tells where in a video the frames of an episode are, to be copied."""
+
+    def video_segment(self, index: int, camera: str) -> VideoSegment | None:
+        """The frames of a camera in its video; None where they are in none.
+
+        Raises:
+            IndexError: when there is no such episode.
+            ValueError: when there is no such camera.
         """
 
 

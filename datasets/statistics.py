@@ -65,11 +65,14 @@ def feature_statistics(values_ND: NDArray[Any]) -> FeatureStatistics:
     if values_ND.ndim != 2 or len(values_ND) == 0:
         raise ValueError(f"statistics need rows x dimensions, but shape {values_ND.shape} came")
     sorted_ND = np.sort(values_ND.astype(np.float64), axis=0)
+    # Of columns that training never sees, numbers may be beyond reason: so are their statistics.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean_D, std_D = sorted_ND.mean(axis=0), sorted_ND.std(axis=0)
     return FeatureStatistics(
         minimum=sorted_ND[0],
         maximum=sorted_ND[-1],
-        mean=sorted_ND.mean(axis=0),
-        std=sorted_ND.std(axis=0),
+        mean=mean_D,
+        std=std_D,
         **{name: _quantile_of_sorted(sorted_ND, q) for name, q in QUANTILES.items()},
         count=len(sorted_ND),
     )

@@ -19,6 +19,7 @@ from robot_qsft.datasets.index import EpisodeIndex
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.parquet import RowReader
 from robot_qsft.datasets.video import read_frames
+from robot_qsft.datasets.video_copy import VideoSegment
 
 
 class StoredFrames:
@@ -66,6 +67,17 @@ class StoredFrames:
             image
             for begin, end in pairwise([first, *cuts, last])
             for image in self._of_one_file(camera, begin, end)
+        )
+
+    def video_segment(self, camera: str, index: int) -> VideoSegment | None:
+        """Where in a video the frames of an episode are; None for images in tables."""
+        key = self._keys[camera]
+        if key not in self._index.video_files:
+            return None
+        return VideoSegment(
+            path=self._path / self._index.video_files[key][index],
+            start_s=float(self._index.video_starts_s[key][index]),
+            frames=int(self._index.lengths[index]),
         )
 
     def stored_of_episode(self, camera: str, index: int) -> Iterator[tuple[Image, bytes]] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -80,9 +81,11 @@ class VideoWriter:
         self._stream = stream
 
     def write(self, frames: Iterable[Image]) -> None:
-        """Append frames, uint8 (H, W, 3) each."""
-        for image in frames:
+        """Append frames, uint8 (H, W, 3) each; the first one can be decoded by itself."""
+        for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if number == 0:
+                frame.pict_type = PictureType.I
             frame.pts = self.frames_written
             frame.time_base = self._time_base
             self._mux(self._stream.encode(frame))

@@ -35,6 +35,7 @@ from robot_qsft.datasets.source import (
     string_column,
 )
 from robot_qsft.datasets.stored_frames import StoredFrames
+from robot_qsft.datasets.video_copy import VideoSegment
 
 IS_SUCCESS: Final = "is_success"
 _MOST_FPS = 100_000
@@ -166,6 +167,12 @@ class LeRobotSource:
         check_index(self, index)
         check_camera(self, camera)
         return self._frames.stored_of_episode(camera, index)
+
+    def video_segment(self, index: int, camera: str) -> VideoSegment | None:
+        """Where in a video the frames are; see `VideoSegments`."""
+        check_index(self, index)
+        check_camera(self, camera)
+        return self._frames.video_segment(camera, index)
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the content depends on, sorted."""

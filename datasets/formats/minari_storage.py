@@ -19,6 +19,7 @@ from robot_qsft.datasets.formats.hdf5 import Hdf5Group, natural_order, open_hdf5
 from robot_qsft.datasets.formats.hdf5_dataset import MAX_BYTES, Hdf5Dataset, first_line
 from robot_qsft.datasets.formats.minari_spaces import Key, name_of
 from robot_qsft.datasets.parquet import to_numpy
+from robot_qsft.datasets.plain_yaml import shown
 from robot_qsft.datasets.source import Column, string_column
 
 MAIN_FILE = "main_data.hdf5"
@@ -280,7 +281,7 @@ class ArrowStorage:
             steps = read_json(folder / _EPISODE_METADATA).get("total_steps")
             if type(steps) is not int or not len(table) - 1 <= steps <= len(table):
                 raise ValueError(
-                    f"expected {steps} steps, as its metadata.json says, and one row more in "
+                    f"expected {shown(steps)} steps, as its metadata.json says, and one row more in "
                     f"{folder}, but {len(table)} rows came; restore it"
                 )
             self._kept = (episode, table, steps)

@@ -1,6 +1,7 @@
 """The files of a zarr hierarchy, in a folder or in a zip, read one by one and never unpacked."""
 
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -58,15 +59,19 @@ class ZarrFolder:
         """See `ZarrStore`."""
         file = self.path / name
         try:
-            size = file.stat().st_size
-            content = file.read_bytes() if size <= limit else b""
+            about = file.stat()
+            # What is no file, such as a pipe, might never end.
+            regular = stat.S_ISREG(about.st_mode)
+            content = file.read_bytes() if regular and about.st_size <= limit else b""
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ValueError(
                 f"expected a readable file at {file}, but it is none ({error.strerror}); restore it"
             ) from error
-        if size > limit:
+        if not regular:
+            raise ValueError(f"expected a file at {file}, but something else is there; restore it")
+        if about.st_size > limit:
             raise ValueError(_too_large(str(file), limit))
         return content
 
