@@ -67,6 +67,7 @@ class IngestConfig:
             slightly lossy), "image" exact (PNG).
         leave_out: episodes of the source that are not taken, by their number.
         only: episodes that are; () for all.
+        split: take this split of the source, such as a robomimic mask; "" for all.
         workers: processes; 0 for one per core.
         ray: address of a Ray cluster that does the work instead; "" for none.
     """
@@ -74,6 +75,7 @@ class IngestConfig:
     storage: Literal["source", "video", "image"] = "source"
     leave_out: tuple[int, ...] = ()
     only: tuple[int, ...] = ()
+    split: str = ""
     workers: int = 0
     ray: str = ""
 
@@ -211,8 +213,17 @@ def _chosen(mapped: MappedSource, config: IngestConfig) -> tuple[int, ...]:
                 f"episode {episode} is named, but {mapped.source.path} has {len(mapped)}, counted "
                 "from 0; mend the number"
             )
+    splits = mapped.source.info.splits
+    if config.split and config.split not in splits:
+        raise ValueError(
+            f"split {config.split!r} asked for, but {mapped.source.path} has "
+            f"{', '.join(splits) or 'none'}; choose one of these"
+        )
+    left_out = set(config.leave_out)
+    if config.split:
+        left_out |= set(range(len(mapped))) - set(splits[config.split])
     wanted = config.only or range(len(mapped))
-    chosen = tuple(episode for episode in wanted if episode not in set(config.leave_out))
+    chosen = tuple(episode for episode in wanted if episode not in left_out)
     if not chosen:
         raise ValueError("no episode is left to write; leave out fewer")
     return chosen
@@ -296,6 +307,7 @@ def _settings(mapped: MappedSource, config: IngestConfig, labels: Labels | None)
         "storage": config.storage,
         "leave_out": config.leave_out,
         "only": config.only,
+        "split": config.split,
         "labels": [] if labels is None else [asdict(label) for label in labels.values()],
     }
     return json.dumps(settings)

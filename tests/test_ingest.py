@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,16 @@ def test_episodes_are_chosen_by_number(many: Path, tmp_path: Path) -> None:
     assert len(dataset) == 2
     np.testing.assert_array_equal(dataset.episode(0).actions, whole.episode(7).actions)
     np.testing.assert_array_equal(dataset.episode(1).actions, whole.episode(2).actions)
+
+
+@needs_fixtures
+def test_a_split_is_taken(tmp_path: Path) -> None:
+    source = open_source(FIXTURES / "rlds")
+    rlds = MappedSource(source, replace(suggest(source), fps=5.0))
+    dataset = ingest(rlds, tmp_path / "out", IngestConfig(workers=1, split="val"))
+    assert dataset.index.lengths.tolist() == [5]
+    with pytest.raises(ValueError, match=r"split 'test' asked for, .* has train, val; choose"):
+        ingest(rlds, tmp_path / "other", IngestConfig(split="test"))
 
 
 def test_what_is_refused(many: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     def arguments(run):
         return [
             *("train", "--data", str(demonstrations), "--image-size", "16", "--run", str(run)),
-            *(*tiny_arguments, "--steps", "90", "--checkpoint-every", "7"),
+            *(*tiny_arguments, "--steps", "210", "--checkpoint-every", "7"),
             *("--precision", precision),
         ]
 
@@ -104,13 +104,13 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[killed_by], printed
     assert "Traceback" not in printed
-    assert latest_checkpoint(broken).name < "step-000090"
+    assert latest_checkpoint(broken).name < "step-000210"
 
     first = arguments(broken)
     status, printed = command_line("train", "--resume", *first[1:])
     assert status == 0, printed
     assert weights(latest_checkpoint(broken)) == weights(latest_checkpoint(whole))
-    assert latest_checkpoint(broken).name == "step-000090"
+    assert latest_checkpoint(broken).name == "step-000210"
     names = {path.name for path in (broken / "checkpoints").iterdir()}
     assert not [name for name in names if not re.fullmatch(r"step-\d{6}", name)]
 
