@@ -11,6 +11,7 @@ from robot_qsft.datasets.index import EpisodeIndex, checked_lengths, file_path, 
 
 _EPISODES = "meta/episodes.jsonl"
 _TASKS = "meta/tasks.jsonl"
+_LARGEST_FILE = 1 << 30
 
 
 def read_index_v2(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
@@ -80,6 +81,8 @@ def _read_lines(file: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
         raise ValueError(f"expected the file {file}, but it is missing; restore it or record again")
     rows = []
     try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"it has more than {_LARGEST_FILE} bytes")
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():

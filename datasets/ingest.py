@@ -150,6 +150,13 @@ def ingest(
             done += written
             progress("frames", done, frames)
         _finish(staging.folder, job, planned, shards)
+    except OSError as error:
+        staging.release()
+        raise OSError(
+            error.errno,
+            f"the data set at {out} cannot be written ({error.strerror or error}); free some space "
+            "or mend the folder's rights, and run the same command again: it goes on",
+        ) from error
     except BaseException:
         staging.release()
         raise

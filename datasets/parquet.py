@@ -46,7 +46,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
             )
         try:
             return file.read(columns=list(columns)).select(list(columns))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(_damaged(path, error)) from error
 
 
@@ -110,7 +110,7 @@ class RowReader(threading.local):
             try:
                 groups = self._file.read_row_groups(range(begin, end), columns=list(columns))
                 self._kept = (begin, end, tuple(columns), groups.select(list(columns)))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, KeyError) as error:
                 raise ValueError(_damaged(path, error)) from error
         start = int(self._ends[begin - 1]) if begin else 0
         return self._kept[3].slice(first - start, count)

@@ -3,6 +3,7 @@
 Works for AV1 whose stretches begin with a key frame, as LeRobot and we write it.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,7 @@ from typing import Any
 import av
 
 _CODEC = "av1"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def copy_segments(out: Path, segments: Sequence[VideoSegment], *, fps: int) -> b
     whole = False
     try:
         whole = _copy(out, segments, fps=fps)
-    except (av.error.InvalidDataError, av.error.FileNotFoundError, IndexError):
-        # Reading the frames later tells what is wrong with the file.
-        pass
+    except (av.error.FFmpegError, IndexError) as error:
+        # Reading the frames later tells what is wrong with a file.
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
     finally:
         if not whole:
             out.unlink(missing_ok=True)

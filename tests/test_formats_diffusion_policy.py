@@ -357,6 +357,7 @@ def test_ends_that_do_not_fit(tmp_path: Path, ends: Any, message: str) -> None:
         (lambda p: edit(p, "meta/episode_ends", shape=[1 << 30]), r"one per episode, but shape"),
         (lambda p: edit(p, "meta/episode_ends", dtype="<f8"), r"one per episode, but .* float64"),
         (lambda p: shutil.rmtree(p / "data"), r"expected arrays of numbers below data/"),
+        (lambda p: (p / "data/state/.zarray").unlink(), r"'state' below .* to have a file .zarray"),
         (lambda p: shutil.rmtree(p / "meta"), r"expected meta/episode_ends in"),
         (lambda p: edit(p, "data/n_contacts", shape=[10, 0]), r"to fit together"),
     ],

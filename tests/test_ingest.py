@@ -241,6 +241,27 @@ def test_a_damaged_video_is_named_and_nothing_is_put_in_place(
     assert not (tmp_path / "out/meta").exists()
 
 
+def test_full_disk_is_one_sentence_and_gone_on_with(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stands in for a disk that is full when the second shard is written.
+    written = []
+
+    def full(*arguments: object, **options: object) -> None:
+        if len(written) == 1:
+            raise OSError(28, "No space left on device")
+        written.append(arguments)
+        write_table(*arguments, **options)
+
+    write_table = pq.write_table
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", full)
+        with pytest.raises(OSError, match="No space left on device.*it goes on"):
+            ingest(mapped(many), tmp_path / "out", ONE)
+    assert len(list((tmp_path / "out/.writing/shards").glob("*.json"))) == 1
+    assert len(ingest(mapped(many), tmp_path / "out", ONE)) == 60
+
+
 def test_command_tells_what_it_did(
     many: Path, tmp_path: Path, command_line: Callable[..., tuple[int, str]]
 ) -> None:

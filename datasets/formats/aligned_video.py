@@ -123,6 +123,8 @@ def frames_in_order(path: Path, *, count: int) -> Iterator[Image]:
 
 
 def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"expected a readable MP4 at {path}, but no file is there; restore it")
     # Whatever text the file holds about itself is of no use here, and need not be UTF-8.
     return av.open(str(path), format="mp4", metadata_errors="replace")
 

@@ -21,6 +21,7 @@ from robot_qsft.datasets.formats.minari_storage import (
 )
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.outcomes import Evidence, reward_evidence
+from robot_qsft.datasets.plain_yaml import shown
 from robot_qsft.datasets.source import (
     Column,
     Recording,
@@ -76,7 +77,7 @@ class MinariSource:
         if data_format not in _FORMATS:
             raise ValueError(
                 f"expected data_format {', '.join(_FORMATS)} in {self._metadata_file}, but "
-                f"{data_format!r} came; convert it with minari"
+                f"{shown(data_format)} came; convert it with minari"
             )
         self._storage: Storage = (
             Hdf5Storage(folder, episodes=self._episodes)

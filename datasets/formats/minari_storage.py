@@ -281,8 +281,8 @@ class ArrowStorage:
             steps = read_json(folder / _EPISODE_METADATA).get("total_steps")
             if type(steps) is not int or not len(table) - 1 <= steps <= len(table):
                 raise ValueError(
-                    f"expected {shown(steps)} steps, as its metadata.json says, and one row more in "
-                    f"{folder}, but {len(table)} rows came; restore it"
+                    f"expected {shown(steps)} steps, as its metadata.json says, and one row more "
+                    f"in {folder}, but {len(table)} rows came; restore it"
                 )
             self._kept = (episode, table, steps)
         return self._kept[1], self._kept[2]
@@ -290,6 +290,8 @@ class ArrowStorage:
 
 def _read_table(path: Path) -> pa.Table:
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         if path.suffix == ".parquet":
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 groups = range(file.metadata.num_row_groups)

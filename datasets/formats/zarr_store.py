@@ -5,11 +5,13 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 ARRAY = ".zarray"
+GROUP = ".zgroup"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _ENCRYPTED = 1
@@ -42,7 +44,11 @@ class ZarrStore(Protocol):
         """
 
     def arrays(self, group: str) -> tuple[str, ...]:
-        """Names of the arrays right below a group, sorted."""
+        """Names of the arrays right below a group, sorted.
+
+        Raises:
+            ValueError: when the files of something below it are there, but not what tells its kind.
+        """
 
     def files(self) -> tuple[Path, ...]:
         """The files on disk, sorted."""
@@ -77,7 +83,17 @@ class ZarrFolder:
 
     def arrays(self, group: str) -> tuple[str, ...]:
         """See `ZarrStore`."""
-        return tuple(sorted(file.parent.name for file in self.path.glob(f"{group}/*/{ARRAY}")))
+        if not (self.path / group).is_dir():
+            return ()
+        try:
+            below = [one.name for one in (self.path / group).iterdir() if one.is_dir()]
+            kinds = {name: _kinds(self.path / group / name) for name in below}
+        except OSError as error:
+            raise ValueError(
+                f"expected a folder at {self.path / group}, but it cannot be read "
+                f"({error.strerror}); restore it"
+            ) from error
+        return _arrays(kinds, about=str(self.path / group))
 
     def files(self) -> tuple[Path, ...]:
         """See `ZarrStore`."""
@@ -170,9 +186,11 @@ class ZarrZip:
 
     def arrays(self, group: str) -> tuple[str, ...]:
         """See `ZarrStore`."""
-        pattern = re.compile(rf"{re.escape(group)}/([^/]+)/{re.escape(ARRAY)}")
-        found = (pattern.fullmatch(name) for name in self._members)
-        return tuple(sorted(match[1] for match in found if match))
+        pattern = re.compile(rf"{re.escape(group)}/([^/]+)/(.+)")
+        kinds: dict[str, set[str]] = {}
+        for match in filter(None, map(pattern.fullmatch, self._members)):
+            kinds.setdefault(match[1], set()).update({match[2]} & {ARRAY, GROUP})
+        return _arrays(kinds, about=f"{group} in {self.path}")
 
     def files(self) -> tuple[Path, ...]:
         """See `ZarrStore`."""
@@ -189,6 +207,23 @@ def has_member(path: Path, endings: tuple[str, ...]) -> bool:
             return any(name.endswith(endings) for name in opened.namelist())
     except _DAMAGE:
         return True
+
+
+def _kinds(folder: Path) -> set[str]:
+    """Which of the two files that tell a kind are there; neither matters where nothing is."""
+    if not any(folder.iterdir()):
+        return {GROUP}
+    return {name for name in (ARRAY, GROUP) if (folder / name).is_file()}
+
+
+def _arrays(kinds: Mapping[str, Set[str]], *, about: str) -> tuple[str, ...]:
+    for name, found in kinds.items():
+        if not found:
+            raise ValueError(
+                f"expected {name!r:.80} below {about} to have a file {ARRAY}, as an array has, but "
+                "there is none; restore it, or remove the rest of that array"
+            )
+    return tuple(sorted(name for name, found in kinds.items() if ARRAY in found))
 
 
 def _members(path: Path) -> dict[str, _Member]:
