@@ -48,15 +48,15 @@ def _change_parquet(file: Path, rng: np.random.Generator, outside: Path) -> Muta
     table = pq.read_table(file)
     if rng.random() < 0.2 and (found := _damage_pngs(table, rng)) is not None:
         table, what = found
-        plain = True
+        checked = True
     else:
         table, what = _change_table(table, rng)
-        plain = False
+        checked = False
     stream = io.BytesIO()
     rows = int(choose(rng, (1, 2, 5, max(1, len(table)))))
     pq.write_table(table, stream, row_group_size=rows)
     rewrite(file, stream.getvalue())
-    return Mutation(f"{file.name}: {what}, row groups of {rows}", (file,), plain=plain)
+    return Mutation(f"{file.name}: {what}, row groups of {rows}", (file,), checked=checked)
 
 
 def _change_arrow(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:

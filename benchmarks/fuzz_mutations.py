@@ -29,13 +29,15 @@ class Mutation:
     Attributes:
         what: in words.
         files: that were changed.
-        plain: whether bytes were changed and nothing else, such that data with a checksum must be
-            refused or come out as they were.
+        plain: whether bytes of files were changed and nothing else: where these carry checksums,
+            data must be refused or come out as they were.
+        checked: whether data must be, whatever the files.
     """
 
     what: str
     files: tuple[Path, ...]
     plain: bool = False
+    checked: bool = False
 
 
 def rewrite(file: Path, content: bytes) -> None:

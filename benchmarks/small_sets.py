@@ -156,12 +156,12 @@ def _robomimic(folder: Path) -> Path:
             demo["obs/robot0_eef_pos"] = _numbers(episode, length, 3)
             demo["obs/robot0_eef_quat"] = turned
             demo["obs/robot0_gripper_qpos"] = _numbers(episode, length, 2)
-            demo["obs/agentview_image"] = frames(episode, length, height=16, width=20)
+            demo["obs/agentview_image"] = frames(episode, length, height=8, width=10)
             demo.create_dataset(
                 "obs/robot0_eye_in_hand_image",
-                data=frames(episode, length, height=16, width=16),
+                data=frames(episode, length, height=8, width=8),
                 compression="gzip",
-                chunks=(1, 16, 16, 3),
+                chunks=(1, 8, 8, 3),
             )
         file["mask/train"] = np.array(["demo_0", "demo_1"], "S")
         file["mask/valid"] = np.array(["demo_2"], "S")
@@ -211,7 +211,7 @@ def _libero(folder: Path) -> Path:
             demo["obs/ee_states"] = _numbers(episode, steps, 6)
             demo["obs/gripper_states"] = _numbers(episode, steps, 2)
             demo["rewards"] = demo["dones"] = np.eye(steps, dtype=np.uint8)[-1]
-            seen = frames(episode, length, height=16, width=20, extra=2)[1:]
+            seen = frames(episode, length, height=8, width=10, extra=2)[1:]
             demo["obs/agentview_rgb"] = seen[:, ::-1]
             demo["obs/eye_in_hand_rgb"] = seen[:, ::-1]
     return path
@@ -225,7 +225,7 @@ def _d4rl(folder: Path, *, images: bool = False) -> Path:
     ends = np.cumsum(LENGTHS) - 1
     with h5py.File(path, "w") as file:
         if images:
-            seen = [frames(e, n, height=16, width=20) for e, n in each]
+            seen = [frames(e, n, height=8, width=10) for e, n in each]
         else:
             seen = [_numbers(e, n, 4) for e, n in each]
         file["observations"] = np.concatenate(seen)
@@ -313,7 +313,7 @@ def _zarr(name: str) -> Callable[[Path], Path]:
         arrays = {
             "data/action": np.concatenate([_numbers(e, n, 2) for e, n in each]).astype(np.float32),
             "data/state": np.concatenate([_numbers(e, n, 5) for e, n in each]),
-            "data/img": np.concatenate([frames(e, n, height=16, width=20) for e, n in each]),
+            "data/img": np.concatenate([frames(e, n, height=8, width=10) for e, n in each]),
             "meta/episode_ends": np.cumsum(LENGTHS),
         }
         with warnings.catch_warnings():

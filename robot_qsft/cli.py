@@ -1,32 +1,28 @@
 """The command line: `robot-qsft COMMAND --help` lists every option with its default."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
 from robot_qsft import recipes
 from robot_qsft.collect import CollectConfig, collect
+from robot_qsft.command_line import run
 from robot_qsft.console import (
     Counter,
-    TrainingDisplay,
-    complaints,
     console,
     frame_bar,
     progress_bar,
 )
-from robot_qsft.data_commands import Export, Ingest, Inspect, Label, Validate, View
+from robot_qsft.data_cli import DataCommand
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.cache import Storage
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.doctor import examine, print_findings
-from robot_qsft.edit_command import Edit
 from robot_qsft.evaluate import (
     EvaluationConfig,
     PolicyFactory,
@@ -41,6 +37,7 @@ from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.sim.environment import EnvironmentConfig, Task
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
+from robot_qsft.training_display import TrainingDisplay
 from robot_qsft.training_state import latest_checkpoint
 
 _RECIPES = {
@@ -221,48 +218,12 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = (
-    Collect
-    | Inspect
-    | Validate
-    | Label
-    | View
-    | Ingest
-    | Edit
-    | Export
-    | Train
-    | Eval
-    | Demo
-    | Doctor
-)
-
-
-def parse(arguments: Sequence[str] | None = None) -> Command:
-    """The command that `arguments` spell, those of the process if None.
-
-    Raises:
-        ValueError: when an option is out of range.
-    """
-    command: Command = tyro.cli(Command, prog="robot-qsft", description=__doc__, args=arguments)
-    return command
+Command: TypeAlias = Collect | DataCommand | Train | Eval | Demo | Doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; what a user can mend ends in one sentence and exit status 1.
-
-    Args:
-        arguments: those of the process if None.
-    """
-    try:
-        sys.exit(parse(arguments).run())
-    except (ValueError, OSError) as error:
-        complaints.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        complaints.print(
-            "interrupted; the same command (collect and train: with --resume) goes on from here"
-        )
-        sys.exit(130)
+    """Run any command; see `command_line.run`."""
+    run(Command, arguments)
 
 
 def _clipped(config: TrainConfig, data: TrainingData, names: Sequence[str]) -> str:

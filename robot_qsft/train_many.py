@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from robot_qsft.console import TrainingDisplay
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.parallel import start_worker
 from robot_qsft.train import TrainConfig, train
+from robot_qsft.training_display import TrainingDisplay
 
 DataLoader = Callable[[], TrainingData]
 

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,7 +24,9 @@ from robot_qsft.datasets.outcomes import Evidence
 from robot_qsft.datasets.set_checks import Roles
 from robot_qsft.datasets.source import EpisodeSource, Recording
 from robot_qsft.datasets.suggest_map import suggest
-from robot_qsft.readings import Readings, read_values
+
+if TYPE_CHECKING:
+    from robot_qsft.readings import Readings
 
 _JPEG_QUALITY = 90
 _MOST_CURVES = 256
@@ -102,6 +104,9 @@ def view_episode(
     )
     readings = None
     if checkpoint is not None:
+        # Only here is PyTorch needed, which takes seconds to load.
+        from robot_qsft.readings import read_values
+
         mapped = MappedSource(source, field_map or suggest(source))
         whole = mapped.episode(recording, evidence)
         readings = (whole.steps, read_values(checkpoint, mapped, episode, whole))
@@ -251,7 +256,7 @@ def _log(
     rerun: Any,
     stream: Any,
     shown: Shown,
-    readings: tuple[NDArray[np.int64], Readings] | None,
+    readings: "tuple[NDArray[np.int64], Readings] | None",
 ) -> None:
     def send(entity: str, steps: NDArray[np.int64], columns: Any) -> None:
         indexes = [rerun.TimeColumn("step", sequence=steps)]

@@ -1,6 +1,8 @@
 """The commands that read demonstrations, as a user types them."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +86,9 @@ def test_export_is_read_again(path: Path, tmp_path: Path, command_line: CommandL
     assert status == 0 and "4 episodes in" in printed
     status, printed = command_line("inspect", tmp_path / "one.hdf5")
     assert status == 0 and "robomimic" in printed and "2 failure" in printed
+
+
+def test_commands_that_only_read_data_start_without_torch() -> None:
+    script = "import sys, robot_qsft.data_cli; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

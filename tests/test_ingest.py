@@ -256,7 +256,7 @@ def test_full_disk_is_one_sentence_and_gone_on_with(
     write_table = pq.write_table
     with monkeypatch.context() as patched:
         patched.setattr(pq, "write_table", full)
-        with pytest.raises(OSError, match="No space left on device.*it goes on"):
+        with pytest.raises(OSError, match=r"No space left on device.*it goes on"):
             ingest(mapped(many), tmp_path / "out", ONE)
     assert len(list((tmp_path / "out/.writing/shards").glob("*.json"))) == 1
     assert len(ingest(mapped(many), tmp_path / "out", ONE)) == 60

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from robot_qsft.cli import parse
+from robot_qsft.cli import Command
+from robot_qsft.command_line import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +30,7 @@ def test_there_are_commands_for_every_user() -> None:
 
 @pytest.mark.parametrize("command", shell_commands())
 def test_command_is_understood(command: str) -> None:
-    parse(shlex.split(command)[1:])
+    parse(Command, shlex.split(command)[1:])
 
 
 def test_picture_and_files_that_are_named_exist() -> None:

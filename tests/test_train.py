@@ -16,7 +16,6 @@ from rich.progress import Progress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robot_qsft import recipes
-from robot_qsft.console import TrainingDisplay
 from robot_qsft.datasets.batches import SamplerConfig, TrainingData
 from robot_qsft.datasets.interface import Observation
 from robot_qsft.datasets.store import Dataset
@@ -25,6 +24,7 @@ from robot_qsft.policies.rt import PolicySpec, RTNetwork
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
 from robot_qsft.train import TrainConfig, learning_rate_at, train
 from robot_qsft.training_data import load_training_data
+from robot_qsft.training_display import TrainingDisplay
 from robot_qsft.training_state import latest_checkpoint
 
 FILES = ("policy.safetensors", "training.safetensors")
