@@ -1,6 +1,6 @@
 """How fast training reads frames: the cache against the AV1 videos it was decoded from.
 
-A batch is 64 random windows of consecutive frames (1, 8 or 16) from each of 2 cameras, as 224x224
+A batch is 64 random windows of consecutive frames (8 or 16) from each of 2 cameras, as 224x224
 uint8 in memory. Read are the demonstrations of `collect`, stored as LeRobot v3.0 with AV1 video
 
 - at 480x640, the usual size of a robot's cameras (the rendered 224x224 frames enlarged), and
@@ -42,7 +42,7 @@ CAMERAS = ("front", "wrist")
 SIZE = 224
 SOURCES = {"480x640": Camera(480, 640), "224x224": Camera(SIZE, SIZE)}
 WINDOWS = 64
-LENGTHS = (1, 8, 16)
+LENGTHS = (8, 16)
 SEED = 0
 
 
