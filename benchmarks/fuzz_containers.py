@@ -21,6 +21,8 @@ from fuzz_mutations import (
     damage_bytes,
     damage_tree,
     harm,
+    hostile_name,
+    outside,
     rewrite,
 )
 
@@ -30,21 +32,20 @@ from robot_qsft.datasets.formats.tfrecord import index_records, masked_crc32c
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def change_container(file: Path, rng: np.random.Generator, *, outside: Path) -> Mutation | None:
+def change_container(file: Path, rng: np.random.Generator) -> Mutation | None:
     """Change what a container holds, so that it stays sound itself; None where it is none.
 
     Args:
         file: to be changed.
         rng: to draw from.
-        outside: folder that nothing in a data set may lead to.
     """
     for ending, change in _CHANGES.items():
         if ending in file.name:
-            return change(file, rng, outside)
+            return change(file, rng)
     return None
 
 
-def _change_parquet(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def _change_parquet(file: Path, rng: np.random.Generator) -> Mutation:
     table = pq.read_table(file)
     if rng.random() < 0.2 and (found := _damage_pngs(table, rng)) is not None:
         table, what = found
@@ -59,7 +60,7 @@ def _change_parquet(file: Path, rng: np.random.Generator, outside: Path) -> Muta
     return Mutation(f"{file.name}: {what}, row groups of {rows}", (file,), checked=checked)
 
 
-def _change_arrow(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def _change_arrow(file: Path, rng: np.random.Generator) -> Mutation:
     with pa.memory_map(str(file)) as mapped:
         table = pa.ipc.open_file(mapped).read_all()
         table, what = _change_table(table, rng)
@@ -91,7 +92,7 @@ def _change_table(table: pa.Table, rng: np.random.Generator) -> tuple[pa.Table, 
         table = table.take(pa.array(np.arange(rows)[keep]))
     elif what == "name":
         names = table.column_names
-        names[number] = choose(rng, ("", "x", "../x", names[0], "\0", "action"))
+        names[number] = choose(rng, (names[0], "\0", hostile_name(rng)))
         table = table.rename_columns(names)
     elif what == "more":
         table = pa.concat_tables([table] * int(choose(rng, (2, 50))))
@@ -174,7 +175,7 @@ def _huge_png(side: int = 60_000) -> bytes:
     )
 
 
-def _change_tfrecord(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def _change_tfrecord(file: Path, rng: np.random.Generator) -> Mutation:
     content = file.read_bytes()
     payloads = [content[at : at + size] for at, size in index_records(file).tolist()]
     number = int(rng.integers(len(payloads)))
@@ -230,7 +231,7 @@ def _change_example(example: Any, rng: np.random.Generator) -> str:
     return f"{what} of {key}"
 
 
-def _change_zip(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def _change_zip(file: Path, rng: np.random.Generator) -> Mutation:
     with zipfile.ZipFile(file) as opened:
         members = {info.filename: opened.read(info) for info in opened.infolist()}
     name = choose(rng, sorted(members))
@@ -266,7 +267,7 @@ def _change_zip(file: Path, rng: np.random.Generator, outside: Path) -> Mutation
         members[choose(rng, climbing)] = MARK
     elif what == "link":
         links.append(name)
-        members[name] = str(outside / "secret").encode()
+        members[name] = str(outside() / "secret").encode()
     elif what == "bomb":
         method = zipfile.ZIP_DEFLATED
         members[name] = bytes(1 << 26)
@@ -287,7 +288,7 @@ def _change_zip(file: Path, rng: np.random.Generator, outside: Path) -> Mutation
     return Mutation(f"{file.name}: {what} of {name}", (file,))
 
 
-def _change_mp4(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def _change_mp4(file: Path, rng: np.random.Generator) -> Mutation:
     """Another number in the index of a video: sizes, offsets, times, tables."""
     content = bytearray(file.read_bytes())
     start = content.find(b"moov") - 4
@@ -303,7 +304,7 @@ def _change_mp4(file: Path, rng: np.random.Generator, outside: Path) -> Mutation
     return Mutation(f"{file.name}: {count} numbers of the index", (file,))
 
 
-_CHANGES: dict[str, Callable[[Path, np.random.Generator, Path], Mutation]] = {
+_CHANGES: dict[str, Callable[[Path, np.random.Generator], Mutation]] = {
     ".parquet": _change_parquet,
     ".arrow": _change_arrow,
     ".hdf5": change_hdf5,

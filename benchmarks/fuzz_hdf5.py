@@ -7,16 +7,24 @@ from typing import Any
 
 import h5py
 import numpy as np
-from fuzz_mutations import Mutation, choose, damage_tree, harm, hostile_value, rewrite
+from fuzz_mutations import (
+    Mutation,
+    choose,
+    damage_tree,
+    harm,
+    hostile_name,
+    hostile_value,
+    outside,
+    rewrite,
+)
 
 
-def change_hdf5(file: Path, rng: np.random.Generator, outside: Path) -> Mutation:
+def change_hdf5(file: Path, rng: np.random.Generator) -> Mutation:
     """Change a dataset, group or attribute, or put one that means harm in its place.
 
     Args:
         file: to be changed.
         rng: to draw from.
-        outside: folder that nothing in a data set may lead to.
     """
     rewrite(file, file.read_bytes())
     with h5py.File(file, "r+") as opened:
@@ -27,9 +35,9 @@ def change_hdf5(file: Path, rng: np.random.Generator, outside: Path) -> Mutation
         if node.attrs and rng.random() < 0.3:
             what = _change_attribute(node, rng)
         elif isinstance(node, h5py.Dataset):
-            what = _change_dataset(opened, name, rng, outside)
+            what = _change_dataset(opened, name, rng)
         else:
-            what = _change_group(opened, name, rng, outside)
+            what = _change_group(opened, name, rng)
     return Mutation(f"{file.name}: {what} {name}", (file,))
 
 
@@ -49,15 +57,18 @@ def _change_attribute(node: Any, rng: np.random.Generator) -> str:
     return f"attribute {name} ({what}) of"
 
 
-def _change_dataset(opened: Any, name: str, rng: np.random.Generator, outside: Path) -> str:
+def _change_dataset(opened: Any, name: str, rng: np.random.Generator) -> str:
     old = opened[name]
     shape, dtype = old.shape, old.dtype
-    secret = str(outside / "secret")
+    secret = str(outside() / "secret")
     kinds = (
         *("values", "values", "shape", "type", "huge", "huge chunks", "drop", "raw outside"),
         *("virtual", "objects", "references", "strings", "scalar", "empty", "compound"),
     )
-    what = choose(rng, kinds)
+    what = choose(rng, (*kinds, "name"))
+    if what == "name":
+        opened.move(name, f"{name.rpartition('/')[0]}/{hostile_name(rng)}")
+        return "name of"
     if what == "values" and dtype.kind in "iufb" and old.size:
         values = old[...]
         place = tuple(int(rng.integers(side)) for side in shape)
@@ -106,8 +117,8 @@ def _change_dataset(opened: Any, name: str, rng: np.random.Generator, outside: P
     return f"{what} of"
 
 
-def _change_group(opened: Any, name: str, rng: np.random.Generator, outside: Path) -> str:
-    secret = str(outside / "secret.hdf5")
+def _change_group(opened: Any, name: str, rng: np.random.Generator) -> str:
+    secret = str(outside() / "secret.hdf5")
     what = choose(rng, ("drop", "rename", "soft", "circle", "external", "hard", "dataset", "many"))
     parent = opened[name].parent
     last = name.split("/")[-1]
@@ -117,7 +128,8 @@ def _change_group(opened: Any, name: str, rng: np.random.Generator, outside: Pat
         for number in range(300):
             opened.create_group(f"{name}/demo_{number + 50}")
     elif what == "rename":
-        parent.move(last, choose(rng, ("demo_007", "demo_x", "episode_9", "é", "demo_1000000")))
+        numbered = choose(rng, ("demo_007", "demo_x", "episode_9", "demo_1000000"))
+        parent.move(last, choose(rng, (numbered, hostile_name(rng))))
     else:
         del parent[last]
         if what == "soft":

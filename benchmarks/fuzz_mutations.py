@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+_NAMES = (
+    *("", "x", "..", "../x", "a/b", "a\nb", "\u2028", "\ud800", "é", "x" * 5000, "%s{}", "[red]"),
+    *("action", "observation.state", "observation.images.front", "next.reward", "timestamp"),
+)
 TEXTS = (".json", ".jsonl", ".yaml", ".csv", ".zarray", ".zgroup", ".zattrs")
+OUTSIDE = "FUZZ_OUTSIDE"
+"""Environment variable that names a folder beside all data sets."""
 MARK = b"\xd5QsFt\xd5\x7f\xab"
 """Eight bytes that stand in files outside of the data set only, over and over."""
 
@@ -129,6 +135,12 @@ def hostile_value(rng: np.random.Generator) -> Any:
     return copy.deepcopy(choose(rng, _HOSTILE_VALUES))
 
 
+def hostile_name(rng: np.random.Generator) -> str:
+    """What a column, camera or file may be called, if only to confuse."""
+    name: str = choose(rng, _NAMES)
+    return name
+
+
 def damage_text(file: Path, rng: np.random.Generator) -> Mutation:
     """Change what a file of JSON, YAML or CSV says, so that it still is one."""
     text = file.read_text(encoding="utf-8")
@@ -175,9 +187,11 @@ def damage_tree(tree: Any, rng: np.random.Generator) -> tuple[str, Any]:
     if not places or rng.random() < 0.02:
         return f"all became {value!r:.40}", value
     node, key, path = choose(rng, places)
-    how = choose(rng, ("value", "value", "value", "drop", "swap", "double", "near"))
+    how = choose(rng, ("value", "value", "value", "drop", "swap", "double", "near", "key"))
     if how == "drop":
         del node[key]
+    elif how == "key" and isinstance(node, dict):
+        node[hostile_name(rng)] = node.pop(key)
     elif how == "swap":
         other, place, _ = choose(rng, places)
         try:
@@ -239,8 +253,8 @@ def _text_bomb(file: Path, rng: np.random.Generator) -> Mutation:
         "a long number": '{"fps": ' + "9" * 200_000 + "}",
         "a long number alone": "9" * 6000,
         "aliases": _aliases(),
-        "a call": f"!!python/object/apply:os.system ['touch {_pwned()}']",
-        "a call within": f"fps: !!python/object/apply:os.system ['touch {_pwned()}']",
+        "a call": f"!!python/object/apply:os.system ['touch {pwned()}']",
+        "a call within": f"fps: !!python/object/apply:os.system ['touch {pwned()}']",
         "tags": "fps: !!int x\ntable: !!binary '*'\ncameras: !!set {? a}\n",
         "dates": "fps: 2001-01-01\ntable: 99999-99-99\n",
         "merges": "a: &a {b: 1}\nc: {<<: [*a, *a]}\n<<: *a\n",
@@ -266,12 +280,17 @@ class _Harm:
     """What runs a command where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, (f"touch {_pwned()}",)
+        return os.system, (f"touch {pwned()}",)
 
 
-def _pwned() -> Path:
+def outside() -> Path:
+    """The folder that nothing in a data set may lead to."""
+    return Path(os.environ[OUTSIDE])
+
+
+def pwned() -> Path:
     """The file that is there once something out of a data set was run."""
-    return Path(os.environ["FUZZ_OUTSIDE"]) / "pwned"
+    return outside() / "pwned"
 
 
 def harm() -> bytes:
@@ -279,13 +298,18 @@ def harm() -> bytes:
     return pickle.dumps(_Harm())
 
 
-def plant(file: Path, rng: np.random.Generator, *, outside: Path) -> Mutation:
+def plant(file: Path, rng: np.random.Generator) -> Mutation:
     """Put something that means harm, or is no file at all, in the place of a file."""
     kinds = (
-        *("nothing", "empty", "folder", "fifo", "loop", "endless", "secret", "sparse"),
+        *("nothing", "name", "empty", "folder", "fifo", "loop", "endless", "secret", "sparse"),
         *("pickle", "npy", "playlist", "list of files", "script"),
     )
     what = choose(rng, kinds)
+    if what == "name":
+        renamed = file.with_name(choose(rng, ("a\nb", "x" * 200, "é", "[red]", "0", ".hidden")))
+        moved = file if rng.random() < 0.5 else file.parent
+        moved.rename(moved.with_name(renamed.name))
+        return Mutation(f"{moved.name}: renamed to {renamed.name!r:.40}", (file,))
     file.unlink()
     if what == "empty":
         file.touch()
@@ -298,7 +322,7 @@ def plant(file: Path, rng: np.random.Generator, *, outside: Path) -> Mutation:
     elif what == "endless":
         file.symlink_to("/dev/zero")
     elif what == "secret":
-        file.symlink_to(outside / "secret")
+        file.symlink_to(outside() / "secret")
     elif what == "sparse":
         file.touch()
         os.truncate(file, 1 << 36)
@@ -309,9 +333,9 @@ def plant(file: Path, rng: np.random.Generator, *, outside: Path) -> Mutation:
         np.save(stream, np.array([_Harm()], object), allow_pickle=True)
         file.write_bytes(stream.getvalue())
     elif what == "playlist":
-        file.write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{outside / 'secret.mp4'}\n")
+        file.write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{outside() / 'secret.mp4'}\n")
     elif what == "list of files":
-        file.write_text(f"ffconcat version 1.0\nfile '{outside / 'secret.mp4'}'\n")
+        file.write_text(f"ffconcat version 1.0\nfile '{outside() / 'secret.mp4'}'\n")
     elif what == "script":
-        file.write_text(f"import os; os.system('touch {_pwned()}')\n")
+        file.write_text(f"import os; os.system('touch {pwned()}')\n")
     return Mutation(f"{file.name}: replaced by {what}", (file,))

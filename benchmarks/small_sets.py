@@ -20,41 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from small_content import LENGTHS, frames, green, numbers
+from small_hdf5_sets import (
+    write_d4rl,
+    write_d4rl_images,
+    write_libero,
+    write_robomimic,
+    write_robosuite,
+)
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
-from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.tables import Outcome
 from robot_qsft.datasets.video import VideoWriter, choose_encoder
 from robot_qsft.datasets.writer import DatasetWriter
 
 FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
-LENGTHS = (4, 5, 6)
-_ROBOSUITE = {"robots": ["Panda"], "control_freq": 20}
-
-
-def green(episode: int, length: int, step: int) -> int:
-    """Green of the world before action `step`, of which there are `length`."""
-    return 10 + 5 * episode + 20 * step
-
-
-def picture(level: int, *, height: int, width: int) -> Image:
-    """Red above, blue below."""
-    image = np.full((height, width, 3), level, np.uint8)
-    image[: height // 2, :, 0], image[: height // 2, :, 2] = 220, 30
-    image[height // 2 :, :, 0], image[height // 2 :, :, 2] = 30, 220
-    return image
-
-
-def frames(episode: int, length: int, *, height: int, width: int, extra: int = 0) -> Image:
-    """The pictures of an episode and `extra` more, (T + extra, H, W, 3)."""
-    return np.stack(
-        [
-            picture(green(episode, length, step), height=height, width=width)
-            for step in range(length + extra)
-        ]
-    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,7 @@ class SmallSet:
         green: of a frame, from episode, length and step; None where that is not known.
         upright: whether frames are red above and blue below; False for fixtures, which are grey.
         packages: that writing it needs.
-        checked: endings of the files whose content carries a checksum; "*" for all.
+        checked: endings of the files whose content carries a checksum.
     """
 
     name: str
@@ -82,11 +63,6 @@ class SmallSet:
     upright: bool = True
     packages: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
-
-
-def _numbers(episode: int, length: int, width: int) -> NDArray[np.float64]:
-    """Numbers that look recorded, (T, width)."""
-    return np.random.default_rng((episode, width)).uniform(-1, 1, (length, width))
 
 
 def _fixture(name: str) -> Callable[[Path], Path]:
@@ -116,8 +92,8 @@ def _lerobot_v30(folder: Path) -> Path:
             solved = (np.arange(length) == length - 1) & (episode != 1)
             writer.add_episode(
                 Episode(
-                    states=_numbers(episode, length, 3).astype(np.float32),
-                    actions=_numbers(episode, length, 2).astype(np.float32),
+                    states=numbers(episode, length, 3).astype(np.float32),
+                    actions=numbers(episode, length, 2).astype(np.float32),
                     rewards=solved.astype(np.float32),
                     successes=solved,
                     terminated=bool(solved[-1]),
@@ -131,119 +107,6 @@ def _lerobot_v30(folder: Path) -> Path:
                 )
             )
     return folder / "set"
-
-
-def _robomimic(folder: Path) -> Path:
-    import h5py
-
-    with h5py.File(folder / "image.hdf5", "w") as file:
-        data = file.create_group("data")
-        data.attrs["total"] = sum(LENGTHS)
-        env_args = {"env_name": "Lift", "type": 1, "env_kwargs": _ROBOSUITE}
-        data.attrs["env_args"] = json.dumps(env_args, indent=4)
-        for episode, length in enumerate(LENGTHS):
-            demo = data.create_group(f"demo_{episode}")
-            demo.attrs["num_samples"] = length
-            demo.attrs["model_file"] = "<mujoco/>"
-            demo.attrs["ep_meta"] = json.dumps({"lang": "lift the cube"})
-            demo["actions"] = _numbers(episode, length, 7)
-            demo["states"] = _numbers(episode, length, 12)
-            demo["rewards"] = np.eye(length)[-1] * (episode != 1)
-            demo["dones"] = np.eye(length, dtype=int)[-1]
-            turned = _numbers(episode, length, 4)
-            turned /= np.linalg.norm(turned, axis=1, keepdims=True)
-            demo["obs/object"] = _numbers(episode, length, 10)
-            demo["obs/robot0_eef_pos"] = _numbers(episode, length, 3)
-            demo["obs/robot0_eef_quat"] = turned
-            demo["obs/robot0_gripper_qpos"] = _numbers(episode, length, 2)
-            demo["obs/agentview_image"] = frames(episode, length, height=8, width=10)
-            demo.create_dataset(
-                "obs/robot0_eye_in_hand_image",
-                data=frames(episode, length, height=8, width=8),
-                compression="gzip",
-                chunks=(1, 8, 8, 3),
-            )
-        file["mask/train"] = np.array(["demo_0", "demo_1"], "S")
-        file["mask/valid"] = np.array(["demo_2"], "S")
-    return folder / "image.hdf5"
-
-
-def _robosuite(folder: Path) -> Path:
-    import h5py
-
-    with h5py.File(folder / "demo.hdf5", "w") as file:
-        data = file.create_group("data")
-        data.attrs.update({"date": "1-1-2025", "time": "0:0:0", "repository_version": "1.5.1"})
-        data.attrs["env"] = "Lift"
-        data.attrs["env_info"] = json.dumps(_ROBOSUITE)
-        for episode, length in enumerate(LENGTHS):
-            demo = data.create_group(f"demo_{episode + 1}")
-            demo.attrs["model_file"] = "<mujoco/>"
-            demo["states"] = _numbers(episode, length, 12)
-            demo["actions"] = _numbers(episode, length, 7)
-    return folder / "demo.hdf5"
-
-
-def _libero(folder: Path) -> Path:
-    """As LIBERO's own script writes: upside down, and what was seen after the action beside it."""
-    import h5py
-
-    path = folder / "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5"
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": "turn on the stove"})
-        data.attrs["macros_image_convention"] = "opengl"
-        data.attrs["bddl_file_name"] = "/home/somebody/a.bddl"
-        data.attrs["env_args"] = json.dumps({"type": 1, "env_kwargs": _ROBOSUITE})
-        for episode, length in enumerate(LENGTHS):
-            steps = length + 1
-            joints = 0.1 * np.outer(np.arange(steps + 1), np.ones(7))
-            demo = data.create_group(f"demo_{episode}")
-            demo.attrs["num_samples"] = steps
-            demo["actions"] = _numbers(episode, steps, 7)
-            demo["states"] = np.hstack(
-                [0.05 * np.arange(steps)[:, None], joints[:-1], np.full((steps, 9), 0.3)]
-            )
-            demo["robot_states"] = _numbers(episode, steps, 9)
-            demo["obs/joint_states"] = joints[1:]
-            demo["obs/ee_pos"] = _numbers(episode, steps, 3)
-            demo["obs/ee_ori"] = _numbers(episode + 7, steps, 3)
-            demo["obs/ee_states"] = _numbers(episode, steps, 6)
-            demo["obs/gripper_states"] = _numbers(episode, steps, 2)
-            demo["rewards"] = demo["dones"] = np.eye(steps, dtype=np.uint8)[-1]
-            seen = frames(episode, length, height=8, width=10, extra=2)[1:]
-            demo["obs/agentview_rgb"] = seen[:, ::-1]
-            demo["obs/eye_in_hand_rgb"] = seen[:, ::-1]
-    return path
-
-
-def _d4rl(folder: Path, *, images: bool = False) -> Path:
-    import h5py
-
-    path = folder / "set.hdf5"
-    each = list(enumerate(LENGTHS))
-    ends = np.cumsum(LENGTHS) - 1
-    with h5py.File(path, "w") as file:
-        if images:
-            seen = [frames(e, n, height=8, width=10) for e, n in each]
-        else:
-            seen = [_numbers(e, n, 4) for e, n in each]
-        file["observations"] = np.concatenate(seen)
-        file["actions"] = np.concatenate([_numbers(e, n, 3) for e, n in each])
-        file["infos/qpos"] = np.concatenate([_numbers(e, n, 5) for e, n in each])
-        terminals = np.zeros(sum(LENGTHS), bool)
-        terminals[ends[[0, 2]]] = True
-        file["rewards"] = terminals.astype(np.float32)
-        file["terminals"] = terminals
-        timeouts = np.zeros(sum(LENGTHS), bool)
-        timeouts[ends[1]] = True
-        file["timeouts"] = timeouts
-        file["metadata/algorithm"] = np.bytes_(b"SAC")
-    return path
-
-
-def _d4rl_images(folder: Path) -> Path:
-    return _d4rl(folder, images=True)
 
 
 def _minari(storage: str) -> Callable[[Path], Path]:
@@ -290,11 +153,11 @@ def _buffer(kind: Any, episode: int, length: int) -> Any:
     seen = np.arange(length + 1)
     return kind(
         observations={
-            "agent": (_numbers(episode, length + 1, 2).astype(np.float32), seen),
+            "agent": (numbers(episode, length + 1, 2).astype(np.float32), seen),
             "image": frames(episode, length, height=32, width=48, extra=1),
             "mission": ["fetch it"] * (length + 1),
         },
-        actions=_numbers(episode, length, 3).astype(np.float32),
+        actions=numbers(episode, length, 3).astype(np.float32),
         rewards=(last & solved).astype(float).tolist(),
         terminations=(last & solved).tolist(),
         truncations=(last & (not solved)).tolist(),
@@ -311,8 +174,8 @@ def _zarr(name: str) -> Callable[[Path], Path]:
         store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else path
         each = list(enumerate(LENGTHS))
         arrays = {
-            "data/action": np.concatenate([_numbers(e, n, 2) for e, n in each]).astype(np.float32),
-            "data/state": np.concatenate([_numbers(e, n, 5) for e, n in each]),
+            "data/action": np.concatenate([numbers(e, n, 2) for e, n in each]).astype(np.float32),
+            "data/state": np.concatenate([numbers(e, n, 5) for e, n in each]),
             "data/img": np.concatenate([frames(e, n, height=8, width=10) for e, n in each]),
             "meta/episode_ends": np.cumsum(LENGTHS),
         }
@@ -346,10 +209,10 @@ def _videos(table: str) -> Callable[[Path], Path]:
             )
             video.write(frames(episode, length, height=64, width=64))
             video.close()
-            numbers = _numbers(episode, length, 5).round(3).tolist()
+            measured = numbers(episode, length, 5).round(3).tolist()
             solved = [int(step == length - 1 and episode != 1) for step in range(length)]
             names = ("state.x", "state.y", "action.x", "action.y", "force", "solved")
-            rows = [[*row, flag] for row, flag in zip(numbers, solved, strict=True)]
+            rows = [[*row, flag] for row, flag in zip(measured, solved, strict=True)]
             if table == "csv":
                 with (take / "steps.csv").open("w", newline="") as file:
                     csv.writer(file).writerows([names, *rows])
@@ -370,8 +233,7 @@ def _videos(table: str) -> Callable[[Path], Path]:
     return write
 
 
-_H5PY = ("h5py",)
-_MINARI = ("h5py", "minari")
+_MINARI = ("minari",)
 _UNKNOWN: tuple[Outcome, ...] = ("unknown",) * 3
 
 
@@ -397,21 +259,18 @@ SMALL_SETS = (
         "LeRobotDataset v3.0",
         checked=("data/chunk-000/file-000.parquet",),
     ),
-    SmallSet("robomimic HDF5", _robomimic, "robomimic HDF5", packages=_H5PY),
-    SmallSet(
-        "robosuite demo.hdf5", _robosuite, "robosuite demo.hdf5", outcomes=_UNKNOWN, packages=_H5PY
-    ),
+    SmallSet("robomimic HDF5", write_robomimic, "robomimic HDF5"),
+    SmallSet("robosuite demo.hdf5", write_robosuite, "robosuite demo.hdf5", outcomes=_UNKNOWN),
     SmallSet(
         "LIBERO HDF5",
-        _libero,
+        write_libero,
         "LIBERO HDF5",
         outcomes=_UNKNOWN,
         # The first action goes, as there is no observation from before it.
         green=lambda episode, length, step: green(episode, length, step + 1),
-        packages=_H5PY,
     ),
-    SmallSet("D4RL HDF5", _d4rl, "D4RL HDF5", packages=_H5PY),
-    SmallSet("D4RL HDF5, images", _d4rl_images, "D4RL HDF5", packages=_H5PY),
+    SmallSet("D4RL HDF5", write_d4rl, "D4RL HDF5"),
+    SmallSet("D4RL HDF5, images", write_d4rl_images, "D4RL HDF5"),
     *(
         SmallSet(f"Minari, {kind}", _minari(kind), f"Minari ({kind})", packages=_MINARI)
         for kind in ("hdf5", "arrow", "parquet")

@@ -154,7 +154,9 @@ class MappedSource:
             ValueError: when it holds NaN where training cannot have any, or rewards that are none.
         """
         try:
-            return self._episode(recording, evidence)
+            # What goes beyond all numbers is refused where it matters, and needs no warning.
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._episode(recording, evidence)
         except ValueError as error:
             raise ValueError(f"{recording.name} of {self.source.path}: {error}") from error
 

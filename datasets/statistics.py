@@ -64,9 +64,9 @@ def feature_statistics(values_ND: NDArray[Any]) -> FeatureStatistics:
     """
     if values_ND.ndim != 2 or len(values_ND) == 0:
         raise ValueError(f"statistics need rows x dimensions, but shape {values_ND.shape} came")
-    sorted_ND = np.sort(values_ND.astype(np.float64), axis=0)
     # Of columns that training never sees, numbers may be beyond reason: so are their statistics.
     with np.errstate(over="ignore", invalid="ignore"):
+        sorted_ND = np.sort(values_ND.astype(np.float64), axis=0)
         mean_D, std_D = sorted_ND.mean(axis=0), sorted_ND.std(axis=0)
     return FeatureStatistics(
         minimum=sorted_ND[0],

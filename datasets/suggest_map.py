@@ -60,7 +60,9 @@ def suggest(source: EpisodeSource) -> FieldMap:
     if source.info.format.startswith("LeRobot"):
         return _lerobot(source, cameras)
     first = next(_readable(source, 1), {})
-    action, state = _action(source, first), _state(columns, first)
+    # Of what is no rotation, squares may go beyond all numbers.
+    with np.errstate(over="ignore", invalid="ignore"):
+        action, state = _action(source, first), _state(columns, first)
     return FieldMap(
         action=action,
         state=state,
@@ -132,11 +134,12 @@ def _pays_at_most_one(source: EpisodeSource) -> bool:
     if column is None or column.dtype == "string" or math.prod(column.shape) != 1:
         return False
     for columns in _readable(source, _LOOKED_AT):
-        rewards = columns[REWARD].astype(np.float64)
-        if not (np.isfinite(rewards).all() and (rewards >= 0).all()):
-            return False
-        if rewards.sum() > _LARGEST_RETURN:
-            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            rewards = columns[REWARD].astype(np.float64)
+            if not (np.isfinite(rewards).all() and (rewards >= 0).all()):
+                return False
+            if rewards.sum() > _LARGEST_RETURN:
+                return False
     return True
 
 

@@ -3,6 +3,7 @@
 Shape legend: H height, W width.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,7 +81,7 @@ def decode_image(content: bytes, *, height: int, width: int, about: str) -> Imag
             f"expected frames of at most {_MOST_PIXELS} pixels for {about}, but {height}x{width} "
             "came; restore the file or store smaller ones"
         )
-    complete = b"IEND" in content[-32:] if sniffed.format == "png" else _JPEG_END in content
+    complete = _is_whole_png(content) if sniffed.format == "png" else _JPEG_END in content
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), _COLOUR) if complete else None
     except cv2.error:
@@ -91,3 +92,22 @@ def decode_image(content: bytes, *, height: int, width: int, about: str) -> Imag
             "restore the file or drop the episode"
         )
     return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def _is_whole_png(content: bytes) -> bool:
+    """Whether all chunks are within the content, fit their checksums and tell one size.
+
+    The library takes memory for as many bytes as a chunk claims.
+    """
+    view, at = memoryview(content), len(_PNG)
+    while at + 12 <= len(view):
+        size, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
+        end = at + 8 + size
+        if end + 4 > len(view) or (kind == b"IHDR") != (at == len(_PNG)):
+            return False
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end + 4
+    return False

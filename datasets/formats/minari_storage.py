@@ -99,7 +99,7 @@ class Hdf5Storage:
         claimed = group.attribute("total_steps")
         if claimed is not None and not np.array_equal(claimed, steps):
             raise ValueError(
-                f"expected {claimed} steps in {group.name!r} of {self._path} as total_steps says, "
+                f"expected {claimed!s:.40} steps in {group.name!r} of {self._path} as total_steps says, "
                 f"but it has {steps} rewards; restore the file"
             )
         return steps
@@ -237,7 +237,8 @@ class ArrowStorage:
                 for folder in self._folder.iterdir()
                 if folder.name.isdecimal() and folder.is_dir()
                 for file in folder.iterdir()
-                if file.name == _EPISODE_METADATA or file.suffix == f".{self._suffix}"
+                if file.is_file()
+                and (file.name == _EPISODE_METADATA or file.suffix == f".{self._suffix}")
             )
         )
 

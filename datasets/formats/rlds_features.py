@@ -297,7 +297,7 @@ def _shape(leaf: Mapping[str, Any]) -> tuple[int, ...] | None:
         return None
     try:
         shape = tuple(int(size) for size in dimensions)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return shape if all(size > 0 for size in shape) and math.prod(shape) <= _LARGEST_IMAGE else None
 
