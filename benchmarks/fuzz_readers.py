@@ -61,6 +61,7 @@ def main() -> int:
             return _replay(ground, asked.case)
         count = asked.cases or (QUICK_CASES if asked.quick else CASES)
         found = list(_run(ground, count))
+    assert len(found) == count, f"a worker died: only {len(found)} of {count} cases came back"
     in_part = asked.quick or asked.cases is not None or asked.seed != 0
     return 0 if _publish(found, ground, quick=in_part) else 1
 

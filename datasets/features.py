@@ -13,6 +13,8 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from robot_qsft.datasets.wording import listed
+
 Feature: TypeAlias = dict[str, Any]
 
 ACTION: Final = "action"
@@ -171,7 +173,7 @@ def info_from_features(
     """
     if ACTION not in features:
         raise ValueError(
-            f"expected a feature named 'action', but only {', '.join(sorted(features))} came; "
+            f"expected a feature named 'action', but only {listed(sorted(features))} came; "
             "rename the column that holds the actions"
         )
     return DatasetInfo(

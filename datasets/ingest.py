@@ -46,6 +46,7 @@ from robot_qsft.datasets.staging import Staging
 from robot_qsft.datasets.statistics import FeatureStatistics, combine
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.video import codec_of
+from robot_qsft.datasets.wording import listed
 from robot_qsft.datasets.writer import encoder_for
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ def _chosen(mapped: MappedSource, config: IngestConfig) -> tuple[int, ...]:
     if config.split and config.split not in splits:
         raise ValueError(
             f"split {config.split!r} asked for, but {mapped.source.path} has "
-            f"{', '.join(splits) or 'none'}; choose one of these"
+            f"{listed(splits)}; choose one of these"
         )
     left_out = set(config.leave_out)
     if config.split:

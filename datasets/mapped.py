@@ -43,6 +43,7 @@ from robot_qsft.datasets.source import (
 )
 from robot_qsft.datasets.tables import Outcome
 from robot_qsft.datasets.video_copy import VideoSegment
+from robot_qsft.datasets.wording import listed
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ class MappedSource:
             if name not in info.cameras:
                 raise ValueError(
                     f"the field map asks for the camera {name!r}, but {source.path} has "
-                    f"{', '.join(info.cameras) or 'none'}; mend the map"
+                    f"{listed(info.cameras)}; mend the map"
                 )
         self.cameras: Mapping[str, Camera] = {
             ours: info.cameras[theirs] for ours, theirs in field_map.cameras.items()
@@ -239,7 +240,7 @@ class MappedSource:
         if camera not in self.cameras:
             raise ValueError(
                 f"camera {camera!r} asked for, but the field map has "
-                f"{', '.join(self.cameras) or 'none'}; choose one of these"
+                f"{listed(self.cameras)}; choose one of these"
             )
         return self.field_map.cameras[camera]
 
@@ -258,7 +259,7 @@ class MappedSource:
             if name not in theirs:
                 raise ValueError(
                     f"the field map asks for the column {name!r}, but there are only "
-                    f"{', '.join(sorted(theirs))}; mend the map"
+                    f"{listed(sorted(theirs))}; mend the map"
                 )
         if one.success is not None:
             self._one_number("success", one.success.column)
@@ -272,7 +273,7 @@ class MappedSource:
             if name not in one.keep:
                 raise ValueError(
                     f"the field map renames {name!r}, but keeps only "
-                    f"{', '.join(one.keep) or 'nothing'}; mend the map"
+                    f"{listed(one.keep, nothing='nothing')}; mend the map"
                 )
             others = [one.rename.get(other, other) for other in one.keep if other != name]
             if ours in (*columns, *INDEX_DTYPES, *others):
@@ -294,7 +295,7 @@ class MappedSource:
         if name not in fitting:
             raise ValueError(
                 f"{role} should be a column of one number a step, but {name!r} came, which is none "
-                f"of {', '.join(sorted(fitting)) or 'these (there are none)'}; mend the field map"
+                f"of {listed(sorted(fitting), nothing='these (there are none)')}; mend the map"
             )
         return fitting[name]
 

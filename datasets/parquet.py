@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from robot_qsft.datasets.wording import listed
+
 _CHUNK_ROWS = 1 << 16
 
 
@@ -42,7 +44,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         if missing:
             raise ValueError(
                 f"expected a column {missing[0]!r} in {path}, but it has only "
-                f"{', '.join(file.schema_arrow.names[:20])}; restore the file or record again"
+                f"{listed(file.schema_arrow.names)}; restore the file or record again"
             )
         try:
             return file.read(columns=list(columns)).select(list(columns))
@@ -96,7 +98,7 @@ class RowReader(threading.local):
         if missing:
             raise ValueError(
                 f"expected a column {missing[0]!r} in {path}, but it has only "
-                f"{', '.join(names[:20])}; restore the file or record again"
+                f"{listed(names)}; restore the file or record again"
             )
         total = int(self._ends[-1]) if len(self._ends) else 0
         if first + count > total:
@@ -240,7 +242,7 @@ def read_tasks(path: Path) -> tuple[str, ...]:
     text = next((name for name in ("task", "__index_level_0__") if name in names), None)
     if text is None:
         raise ValueError(
-            f"expected a column 'task' in {path}, but it has {', '.join(names)}; "
+            f"expected a column 'task' in {path}, but it has {listed(names)}; "
             "restore the file or record again"
         )
     try:

@@ -19,6 +19,7 @@ from robot_qsft.datasets.rotations import (
     to_rotation,
 )
 from robot_qsft.datasets.source import Column, Columns
+from robot_qsft.datasets.wording import listed
 
 
 def vector_of(parts: Sequence[Part], columns: Columns) -> NDArray[Any]:
@@ -232,7 +233,7 @@ def _entries(part: Part, columns: Mapping[str, Column]) -> tuple[Column, tuple[i
     if part.column not in columns:
         raise ValueError(
             f"the field map asks for the column {part.column!r}, but there are only "
-            f"{', '.join(sorted(columns))}; mend the map"
+            f"{listed(sorted(columns))}; mend the map"
         )
     column = columns[part.column]
     if column.dtype == "string":

@@ -18,6 +18,7 @@ from robot_qsft.datasets.features import Camera
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.outcomes import Evidence
 from robot_qsft.datasets.video_copy import VideoSegment
+from robot_qsft.datasets.wording import listed
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -190,7 +191,7 @@ def check_camera(source: EpisodeSource, camera: str) -> None:
     if camera not in source.info.cameras:
         raise ValueError(
             f"camera {camera!r} asked for, but {source.path} has "
-            f"{', '.join(source.info.cameras) or 'none'}; choose one of these"
+            f"{listed(source.info.cameras)}; choose one of these"
         )
 
 

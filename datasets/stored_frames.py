@@ -20,6 +20,7 @@ from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.parquet import RowReader
 from robot_qsft.datasets.video import read_frames
 from robot_qsft.datasets.video_copy import VideoSegment
+from robot_qsft.datasets.wording import listed
 
 
 class StoredFrames:
@@ -59,7 +60,7 @@ class StoredFrames:
         if camera not in self._keys:
             raise ValueError(
                 f"camera {camera!r} asked for, but {self._path} has "
-                f"{', '.join(self._keys) or 'none'}; choose one of these"
+                f"{listed(self._keys)}; choose one of these"
             )
         files = self._index.video_files.get(self._keys[camera], self._index.data_files)
         cuts = [i for i in range(first + 1, last) if files[i] != files[i - 1]]

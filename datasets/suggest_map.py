@@ -25,6 +25,7 @@ from robot_qsft.datasets.features import (
 from robot_qsft.datasets.field_map import SUCCESS_REWARD, FieldMap, Part, field_map_text
 from robot_qsft.datasets.rotations import SIZES, Representation
 from robot_qsft.datasets.source import Column, Columns, EpisodeSource
+from robot_qsft.datasets.wording import listed
 
 _LOOKED_AT = 8
 """Episodes whose rewards are added up to see whether training can take them."""
@@ -318,9 +319,9 @@ def _used(field_map: FieldMap) -> set[str]:
 
 def _no_action(source: EpisodeSource) -> ValueError:
     columns = source.info.columns
-    listed = ", ".join(f"{name} ({described(columns[name])})" for name in sorted(columns))
+    told = listed(f"{name} ({described(columns[name])})" for name in sorted(columns))
     return ValueError(
-        f"no column of {source.path} is named like an action; there are {listed or 'none'}: "
+        f"no column of {source.path} is named like an action; there are {told}: "
         "write a field map that names it, and pass it with --map"
     )
 

@@ -126,8 +126,8 @@ class DemoFile:
         claimed = demo.attribute("num_samples")
         if claimed is not None and not np.array_equal(claimed, steps):
             raise ValueError(
-                f"expected {claimed!s:.40} steps in {demo.name!r} of {self.path} as num_samples says, "
-                f"but it has {steps} actions; restore the file or drop the demo"
+                f"expected {claimed!s:.40} steps in {demo.name!r} of {self.path} as num_samples "
+                f"says, but it has {steps} actions; restore the file or drop the demo"
             )
         return demo, steps
 

@@ -99,8 +99,8 @@ class Hdf5Storage:
         claimed = group.attribute("total_steps")
         if claimed is not None and not np.array_equal(claimed, steps):
             raise ValueError(
-                f"expected {claimed!s:.40} steps in {group.name!r} of {self._path} as total_steps says, "
-                f"but it has {steps} rewards; restore the file"
+                f"expected {claimed!s:.40} steps in {group.name!r} of {self._path} as total_steps "
+                f"says, but it has {steps} rewards; restore the file"
             )
         return steps
 
