@@ -118,9 +118,9 @@ def run_case(ground: Ground, case: int, folder: Path) -> Found:
     rng = np.random.default_rng((ground.seed, case))
     number = ground.sets[case % len(ground.sets)]
     told = json.loads((ground.root / f"{number}.json").read_text())
-    place, out = folder / "set", folder / "out"
-    for used in (place, out):
-        shutil.rmtree(used, ignore_errors=True)
+    scratch = folder / "case"
+    shutil.rmtree(scratch, ignore_errors=True)  # whatever the last case named its files
+    place, out = scratch / "set", scratch / "out"
     shutil.copytree(ground.root / "sets" / str(number), place)
     mutation = mutate(place, rng, read=[place / file for file in told["files"]])
     before_kib = _reset_peak()
