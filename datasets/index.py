@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path, PurePosixPath
+from sys import intern
 from typing import Any, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.features import is_colour_camera
+from robot_qsft.datasets.freed_memory import give_back_freed_memory
 from robot_qsft.datasets.outcomes import Evidence
 from robot_qsft.datasets.parquet import open_parquet, read_columns, read_tasks
 from robot_qsft.datasets.statistics import (
@@ -228,6 +230,7 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
             f"expected the {total} episodes that info.json counts in {path}/meta/episodes, at "
             f"least one, but {len(rows)} came; restore that folder or record again"
         )
+    give_back_freed_memory()
     columns = {name: _column(rows, name, path) for name in needed}
     lengths = checked_lengths(columns["length"], columns["episode_index"], path=path)
 
@@ -235,7 +238,7 @@ def read_index(path: Path, stored: Mapping[str, Any]) -> EpisodeIndex:
         chunks = columns[f"{prefix}/chunk_index"].tolist()
         files = columns[f"{prefix}/file_index"].tolist()
         return tuple(
-            file_path(template, chunk_index=chunk, file_index=file, **more)
+            intern(file_path(template, chunk_index=chunk, file_index=file, **more))
             for chunk, file in zip(chunks, files, strict=True)
         )
 

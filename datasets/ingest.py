@@ -24,6 +24,7 @@ from robot_qsft.datasets.features import (
     with_cameras_and_places,
 )
 from robot_qsft.datasets.field_map import field_map_text
+from robot_qsft.datasets.freed_memory import give_back_freed_memory
 from robot_qsft.datasets.labels import Labels, apply_labels
 from robot_qsft.datasets.mapped import MappedSource, settle
 from robot_qsft.datasets.merged import paths_of
@@ -41,7 +42,7 @@ from robot_qsft.datasets.shards import (
     read_marker,
     write_shard,
 )
-from robot_qsft.datasets.source import Column
+from robot_qsft.datasets.source import Column, KeepsFilesOpen
 from robot_qsft.datasets.staging import Staging
 from robot_qsft.datasets.statistics import FeatureStatistics, combine
 from robot_qsft.datasets.store import Dataset
@@ -144,6 +145,9 @@ def ingest(
         planned = _plan(mapped, chosen, looks, evidences)
         pixels = sum(camera.height * camera.width for camera in mapped.cameras.values())
         shards = cut_into_shards(job, planned, pixels_per_frame=pixels)
+        if isinstance(mapped.source, KeepsFilesOpen):
+            mapped.source.close()
+        give_back_freed_memory()
         frames = sum(one.length for one in planned)
         done = 0
         progress("frames", 0, frames)

@@ -11,6 +11,7 @@ from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.source import (
     EncodedFrames,
     EpisodeSource,
+    KeepsFilesOpen,
     Recording,
     VideoSegments,
     check_index,
@@ -73,6 +74,12 @@ class MergedSource:
     def files(self) -> tuple[Path, ...]:
         """Every file that the content depends on."""
         return tuple(file for one in self._sources for file in one.files())
+
+    def close(self) -> None:
+        """Let go of open files; see `KeepsFilesOpen`."""
+        for source in self._sources:
+            if isinstance(source, KeepsFilesOpen):
+                source.close()
 
     def _place(self, index: int) -> tuple[EpisodeSource, int]:
         check_index(self, index)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.wording import listed
 
 _CHUNK_ROWS = 1 << 16
+_ROW_GROUP_BYTES = 1 << 18
+"""A row group is at least so large: whoever opens a file holds a kilobyte per group and column."""
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -193,18 +195,19 @@ class ShardWriter:
         self._chunk_size = chunk_size
         self._limit = limit
         self._rows = 0
+        self._gathered: list[pa.Table] = []
         self._sink: pa.OSFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def make_room(self, rows: int) -> tuple[int, int]:
         """Choose the chunk and file for so many rows, which `write` must bring next."""
-        if self._sink is not None and self._sink.tell() * (1 + rows / self._rows) >= self._limit:
+        if self._sink is not None and self._bytes() * (1 + rows / self._rows) >= self._limit:
             self.close()
             self.position = next_position(self.position, chunk_size=self._chunk_size)
         return self.position
 
     def write(self, table: pa.Table) -> None:
-        """Append one row group."""
+        """Append rows, which follow in one row group with their neighbours if they are few."""
         if self._writer is None:
             chunk, file = self.position
             path = self._root / self._template.format(chunk_index=chunk, file_index=file)
@@ -214,15 +217,29 @@ class ShardWriter:
             self._writer = pq.ParquetWriter(
                 self._sink, table.schema, version="2.6", write_page_checksum=True
             )
-        self._writer.write_table(table, row_group_size=len(table))
+        self._gathered.append(table)
         self._rows += len(table)
+        if sum(one.nbytes for one in self._gathered) >= _ROW_GROUP_BYTES:
+            self._write_gathered()
 
     def close(self) -> None:
         """Write the footer, without which the file cannot be read."""
         if self._writer is not None and self._sink is not None:
+            self._write_gathered()
             self._writer.close()
             self._sink.close()
             self._writer = self._sink = None
+
+    def _bytes(self) -> int:
+        """Of the file that is being written, with the rows that are to come."""
+        assert self._sink is not None
+        return int(self._sink.tell() + sum(one.nbytes for one in self._gathered))
+
+    def _write_gathered(self) -> None:
+        if self._writer is not None and self._gathered:
+            group = pa.concat_tables(self._gathered)
+            self._gathered = []
+            self._writer.write_table(group, row_group_size=len(group))
 
 
 def next_position(position: tuple[int, int], *, chunk_size: int) -> tuple[int, int]:

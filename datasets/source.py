@@ -22,6 +22,8 @@ from robot_qsft.datasets.wording import listed
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True)
 class Column:
@@ -66,6 +68,20 @@ class SourceInfo:
     splits: Mapping[str, tuple[int, ...]] = field(default_factory=_nothing)
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that no sentence or table could show.
+
+        Raises:
+            ValueError: telling how such a name begins.
+        """
+        for name in (*self.columns, *self.cameras):
+            if len(name) > _LONGEST_NAME:
+                raise ValueError(
+                    f"expected columns and cameras with names of at most {_LONGEST_NAME} letters, "
+                    f"but one of {len(name)} came, which begins with {name[:40]!r}; rename it or "
+                    "restore the file"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +186,14 @@ class VideoSegments(Protocol):
             IndexError: when there is no such episode.
             ValueError: when there is no such camera.
         """
+
+
+@runtime_checkable
+class KeepsFilesOpen(Protocol):
+    """A source that keeps files open between reads."""
+
+    def close(self) -> None:
+        """Let go of the files that this thread has open; the next read opens them again."""
 
 
 def check_index(source: EpisodeSource, index: int) -> None:

@@ -51,6 +51,10 @@ class StoredFrames:
         for file, start in zip(index.data_files, index.starts.tolist(), strict=True):
             self._first_rows.setdefault(file, start)
 
+    def close(self) -> None:
+        """Let go of the file that this thread has open; the next read opens it again."""
+        self._rows.close()
+
     def of_episodes(self, camera: str, first: int, last: int) -> Iterator[Image]:
         """Yield the frames of episodes `first` to `last`, half open, RGB uint8 (H, W, 3).
 

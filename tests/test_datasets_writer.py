@@ -184,12 +184,24 @@ def test_files_roll_over(tmp_path: Path) -> None:
     assert len(list(dataset.frames("video"))) == len(list(dataset.frames("image"))) == 64
 
 
+def test_many_short_episodes_make_few_row_groups(tmp_path: Path) -> None:
+    """Whoever opens a file holds something of every row group."""
+    episodes = [make_episode(seed=seed, steps=3) for seed in range(300)]
+    write(tmp_path / "set", episodes)
+    data = pq.ParquetFile(tmp_path / "set/data/chunk-000/file-000.parquet")
+    assert data.num_row_groups <= 3
+    assert data.metadata.num_rows == 900
+    dataset = Dataset.open(tmp_path / "set")
+    for index in (0, 149, 299):
+        np.testing.assert_array_equal(dataset.episode(index).actions, episodes[index].actions)
+
+
 def test_layout_is_that_of_lerobot(tmp_path: Path) -> None:
     """Types, names and numbers that LeRobot's own reader depends on."""
     lengths = [4, 7]
     write(tmp_path, [make_episode(seed=s, steps=n) for s, n in enumerate(lengths)])
     data = pq.ParquetFile(tmp_path / "data/chunk-000/file-000.parquet")
-    assert data.num_row_groups == 2
+    assert data.num_row_groups == 1
     types = {field.name: str(field.type) for field in data.schema_arrow}
     assert types == {
         "observation.state": "fixed_size_list<element: float>[2]",

@@ -544,6 +544,30 @@ def test_row_groups_need_not_follow_episodes(tmp_path: Path, size: int) -> None:
 
 
 @versions
+def test_files_that_were_let_go_of_are_opened_again(tmp_path: Path, version: str) -> None:
+    recorded = Recorded()
+    recorded.add_images("observation.images.a", [4, 6, 3])
+    source = LeRobotSource(recorded.write(tmp_path / "set", version))
+    before = source.recording(1).columns["action"], list(source.frames(1, "a"))
+    source.close()
+    assert (source.recording(1).columns["action"] == before[0]).all()
+    np.testing.assert_array_equal(list(source.frames(1, "a")), before[1])
+
+
+@versions
+def test_a_name_that_no_table_could_show_is_refused(tmp_path: Path, version: str) -> None:
+    path = Recorded().write(tmp_path / "set", version)
+
+    def rename(info: dict[str, Any]) -> None:
+        info["features"]["x" * 5000] = info["features"].pop("action")
+
+    edit_info(path, rename)
+    with pytest.raises(ValueError, match="one of 5000 came, which begins with 'xxxx") as refused:
+        LeRobotSource(path)
+    assert len(str(refused.value)) < 200
+
+
+@versions
 def test_what_an_interrupted_append_left_is_ignored(tmp_path: Path, version: str) -> None:
     recorded = Recorded((3, 4, 2, 5))
     path = recorded.write(tmp_path / "set", version)

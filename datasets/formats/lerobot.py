@@ -174,6 +174,11 @@ class LeRobotSource:
         check_camera(self, camera)
         return self._frames.video_segment(camera, index)
 
+    def close(self) -> None:
+        """Let go of open files; see `KeepsFilesOpen`."""
+        self._rows.close()
+        self._frames.close()
+
     def files(self) -> tuple[Path, ...]:
         """Every file that the content depends on, sorted."""
         return source_files(self.path, self.index)
