@@ -132,6 +132,10 @@ def ingest(
             staging.begin(())
             (staging.folder / _SETTINGS).write_text(settings, encoding="utf-8")
         job = _job(mapped, config, staging.folder)
+        # From here on the workers read, each with files of its own.
+        if isinstance(mapped.source, KeepsFilesOpen):
+            mapped.source.close()
+        give_back_freed_memory()
         looks = list(_looks(job, chosen, config, progress))
         evidences = [look.evidence for look in looks]
         if labels is not None:
@@ -145,9 +149,6 @@ def ingest(
         planned = _plan(mapped, chosen, looks, evidences)
         pixels = sum(camera.height * camera.width for camera in mapped.cameras.values())
         shards = cut_into_shards(job, planned, pixels_per_frame=pixels)
-        if isinstance(mapped.source, KeepsFilesOpen):
-            mapped.source.close()
-        give_back_freed_memory()
         frames = sum(one.length for one in planned)
         done = 0
         progress("frames", 0, frames)
