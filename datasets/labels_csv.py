@@ -19,6 +19,7 @@ from robot_qsft.datasets.labels import (
     now_utc,
     unwritable,
 )
+from robot_qsft.datasets.wording import listed
 
 
 def export_csv(labels: Labels, file: Path) -> None:
@@ -118,7 +119,7 @@ def _check_header(file: Path, header: Sequence[str]) -> None:
     if wrong or "outcome" not in header or not {"episode", "name"} & set(header):
         raise ValueError(
             f"expected a header of outcome, episode or name, and maybe "
-            f"success_frame, source, by, when in {file}, but {', '.join(header) or 'nothing'} "
+            f"success_frame, source, by, when in {file}, but {listed(header, nothing='nothing')} "
             f"came; mend {repr(wrong[0][:50]) if wrong else 'the header'}"
         )
 

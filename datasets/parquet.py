@@ -196,14 +196,17 @@ class ShardWriter:
         self._limit = limit
         self._rows = 0
         self._gathered: list[pa.Table] = []
+        self._gathered_bytes = 0
         self._sink: pa.OSFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def make_room(self, rows: int) -> tuple[int, int]:
         """Choose the chunk and file for so many rows, which `write` must bring next."""
-        if self._sink is not None and self._bytes() * (1 + rows / self._rows) >= self._limit:
-            self.close()
-            self.position = next_position(self.position, chunk_size=self._chunk_size)
+        if self._sink is not None:
+            size = self._sink.tell() + self._gathered_bytes
+            if size * (1 + rows / self._rows) >= self._limit:
+                self.close()
+                self.position = next_position(self.position, chunk_size=self._chunk_size)
         return self.position
 
     def write(self, table: pa.Table) -> None:
@@ -218,8 +221,9 @@ class ShardWriter:
                 self._sink, table.schema, version="2.6", write_page_checksum=True
             )
         self._gathered.append(table)
+        self._gathered_bytes += table.nbytes
         self._rows += len(table)
-        if sum(one.nbytes for one in self._gathered) >= _ROW_GROUP_BYTES:
+        if self._gathered_bytes >= _ROW_GROUP_BYTES:
             self._write_gathered()
 
     def close(self) -> None:
@@ -230,15 +234,10 @@ class ShardWriter:
             self._sink.close()
             self._writer = self._sink = None
 
-    def _bytes(self) -> int:
-        """Of the file that is being written, with the rows that are to come."""
-        assert self._sink is not None
-        return int(self._sink.tell() + sum(one.nbytes for one in self._gathered))
-
     def _write_gathered(self) -> None:
         if self._writer is not None and self._gathered:
             group = pa.concat_tables(self._gathered)
-            self._gathered = []
+            self._gathered, self._gathered_bytes = [], 0
             self._writer.write_table(group, row_group_size=len(group))
 
 

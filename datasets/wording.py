@@ -8,7 +8,7 @@ _MOST_NAMES = 40
 
 
 def listed(names: Iterable[str], *, nothing: str = "none") -> str:
-    """Names in one line, whatever they are, and how many there are.
+    """Names in one line, whatever they are; "…" stands for what is too long, or too many.
 
     Args:
         names: of columns, cameras or files.

@@ -16,6 +16,7 @@ from robot_qsft.datasets.ingest import IngestConfig, ingest
 from robot_qsft.datasets.mapped import MappedSource
 from robot_qsft.datasets.merged import open_sources
 from robot_qsft.datasets.suggest_map import suggest
+from robot_qsft.datasets.wording import listed
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _renamed(field_map: FieldMap, names: Mapping[str, str]) -> FieldMap:
         if old not in field_map.cameras and old not in field_map.keep:
             raise ValueError(
                 f"there is no {old!r} to rename; choose among "
-                f"{', '.join([*field_map.cameras, *field_map.keep])}"
+                f"{listed([*field_map.cameras, *field_map.keep])}"
             )
     if len(cameras) != len(field_map.cameras):
         raise ValueError("two cameras cannot have the same name; choose another")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.features import ACTION, ENVIRONMENT_STATE, STATE
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.mapped import MappedEpisode, MappedSource
+from robot_qsft.datasets.wording import listed
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import DESCRIPTION, load_policy
 from robot_qsft.policies.instructions import word_tokens
@@ -137,7 +138,7 @@ def _frames(
     if camera not in source.cameras:
         raise ValueError(
             f"the policy needs the camera {camera!r}, but the episode has "
-            f"{', '.join(source.cameras) or 'none'}; name it in the field map"
+            f"{listed(source.cameras)}; name it in the field map"
         )
     size = (spec.image_size, spec.image_size)
     for image in source.frames(episode, camera, recorded.steps):

@@ -15,6 +15,7 @@ import numpy as np
 from robot_qsft.datasets.formats.optional import optional_import
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.source import Columns
+from robot_qsft.datasets.wording import listed
 
 _GROUPS = ("obs", "action_dict")
 _COMPRESSION = {"compression": "gzip", "compression_opts": 4}
@@ -103,8 +104,7 @@ def write_robomimic(
 def _write_demo(data: Any, name: str, demo: Demo) -> int:
     if "actions" not in demo.columns:
         raise ValueError(
-            f"expected a column 'actions' in {name}, but {', '.join(demo.columns) or 'none'} came; "
-            "map one to it"
+            f"expected a column 'actions' in {name}, but {listed(demo.columns)} came; map one to it"
         )
     steps = len(demo.columns["actions"])
     if not steps:
