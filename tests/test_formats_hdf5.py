@@ -11,6 +11,7 @@ import pytest
 
 from robot_qsft.datasets.features import Camera
 from robot_qsft.datasets.formats import d4rl, libero, minari, robomimic
+from robot_qsft.datasets.formats.detect import open_source
 from robot_qsft.datasets.formats.hdf5 import is_hdf5, natural_order, open_hdf5
 from robot_qsft.datasets.formats.hdf5_dataset import MAX_BYTES, MAX_RATIO
 from robot_qsft.datasets.source import Column
@@ -449,3 +450,15 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(
     # All that were cut off are refused; what lies in the numbers themselves cannot be seen.
     assert int(read) + int(refused_count) == cases
     assert int(refused_count) >= cases // 8 and int(read) > 0
+
+
+def test_a_file_that_was_cut_off_is_called_so(tmp_path: Path) -> None:
+    whole, cut, empty = tmp_path / "whole.hdf5", tmp_path / "cut.hdf5", tmp_path / "empty.hdf5"
+    with h5py.File(whole, "w") as file:
+        file["data/demo_0/actions"] = np.zeros((400, 7))
+    cut.write_bytes(whole.read_bytes()[:500])
+    empty.touch()
+    with pytest.raises(ValueError, match=r"complete HDF5 file at .*cut.hdf5, .*; restore it"):
+        open_source(cut)
+    with pytest.raises(ValueError, match=r"empty.hdf5 is empty; copy it again"):
+        open_source(empty)

@@ -14,6 +14,7 @@ from robot_qsft.datasets.formats import (
     robomimic,
     video_folder,
 )
+from robot_qsft.datasets.formats.hdf5 import is_hdf5, open_hdf5
 from robot_qsft.datasets.source import EpisodeSource
 
 
@@ -57,9 +58,13 @@ def open_source(path: Path | str) -> EpisodeSource:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"expected demonstrations at {path}, but nothing is there; mend the path")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} is empty; copy it again from where it came")
     for one in FORMATS:
         if one.matches(path):
             return one.open(path)
+    if is_hdf5(path):
+        open_hdf5(path).close()  # says what is wrong where no format matches for damage
     raise ValueError(
         f"{path} is in no format that is known here ({', '.join(one.name for one in FORMATS)}); "
         "name the folder or file that holds the demonstrations"
