@@ -36,7 +36,7 @@ from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.recycled_memory import RecycledMemory
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 
 CAMERAS = ("front", "wrist")
 SIZE = 224
@@ -164,7 +164,7 @@ def _measure(folder: Path, *, episodes: int, blocks: int) -> list[Figure]:
 
 def _write_sources(folder: Path, *, episodes: int) -> Mapping[str, Dataset]:
     """The same demonstrations, stored at the sizes of `SOURCES`."""
-    environment = EnvironmentConfig("Stitch", cameras=CAMERAS, image_size=SIZE)
+    environment = PyBulletConfig("Stitch", cameras=CAMERAS, image_size=SIZE)
     rendered = collect(
         CollectConfig("stitch", episodes, environment),
         folder / "rendered",

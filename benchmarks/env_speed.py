@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from report import Figure, at_least, mean_interval, publish, quick_from_command_line
 
-from robot_qsft.sim.environment import EnvironmentConfig, make_environment
+from robot_qsft.sim.environment import make_environment
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.recipes import attempts
 from robot_qsft.sim.rollouts import run_attempt
 
-CONFIG = EnvironmentConfig("Stitch", image_size=64, renderer="tiny")
+CONFIG = PyBulletConfig("Stitch", image_size=64, renderer="tiny")
 SEED = 0
 EPISODES_PER_BLOCK = 4
 
@@ -27,7 +28,7 @@ EPISODES_PER_BLOCK = 4
 class Variant:
     """A configuration and what its blocks reached."""
 
-    config: EnvironmentConfig
+    config: PyBulletConfig
     rates: list[float]
 
 

@@ -16,7 +16,7 @@ from robot_qsft.console import Counter, frame_bar, progress_bar
 from robot_qsft.evaluate import Evaluation, EvaluationConfig, PolicyFactory, evaluate
 from robot_qsft.intervals import Estimate, over_seeds
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.train import TrainConfig
 from robot_qsft.train_many import Job, train_many
 from robot_qsft.training_data import DataSource, load_training_data
@@ -33,7 +33,7 @@ class Setup:
     evaluation: EvaluationConfig
 
     @property
-    def environment(self) -> EnvironmentConfig:
+    def environment(self) -> PyBulletConfig:
         """Where the demonstrations come from, and where policies are tried."""
         return self.demonstrations.environment
 
@@ -53,7 +53,7 @@ def stitch_setup(
     name: str, cameras: tuple[str, ...], *, episodes: int, evaluation: EvaluationConfig
 ) -> Setup:
     """The stitch task as the benchmark `name` has it, seen by `cameras`."""
-    environment = EnvironmentConfig("Stitch", cameras=cameras)
+    environment = PyBulletConfig("Stitch", cameras=cameras)
     demonstrations = CollectConfig("stitch", episodes=episodes, environment=environment)
     return Setup(ROOT / name, demonstrations, evaluation)
 

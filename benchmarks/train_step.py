@@ -22,7 +22,7 @@ from robot_qsft.learning_step import losses
 from robot_qsft.objective import smoothing_kernels
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.precision import use_bfloat16
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.train import (
     TrainConfig,
     choose_device,
@@ -68,7 +68,7 @@ def main() -> int:
 def _measure(
     name: str, base: TrainConfig, cameras: tuple[str, ...], folder: Path, *, quick: bool
 ) -> list[Figure]:
-    environment = EnvironmentConfig("Stitch", cameras=cameras)
+    environment = PyBulletConfig("Stitch", cameras=cameras)
     demonstrations = CollectConfig("stitch", 200, environment)
     dataset = collect(
         demonstrations, folder / "data", workers=0, resume=False, progress=lambda rollout: None

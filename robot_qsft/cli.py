@@ -1,7 +1,7 @@
 """The command line: `robot-qsft COMMAND --help` lists every option with its default."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -34,7 +34,7 @@ from robot_qsft.intervals import Estimate
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig, Task
+from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
 from robot_qsft.training_display import TrainingDisplay
@@ -142,8 +142,7 @@ class Eval:
         name: of this evaluation; results go to RUN/evaluations/NAME.
         against: results folder of another evaluation to compare with, paired by start state.
         decoding: how actions are chosen; beta 0 is behaviour cloning.
-        task: what to do.
-        max_steps: control steps before a time-out.
+        environment: where; cameras and image size are those that the policy was trained on.
         config: where and how often.
     """
 
@@ -153,8 +152,7 @@ class Eval:
     decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = field(
         default_factory=DecodingConfig
     )
-    task: Task = "Stitch"
-    max_steps: int = EnvironmentConfig.max_steps
+    environment: SimulatorChoice = DEFAULT_ENVIRONMENT
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
         default_factory=EvaluationConfig
     )
@@ -164,11 +162,10 @@ class Eval:
         other = None if self.against is None else read_evaluation(self.against)
         checkpoint = latest_checkpoint(self.run_folder)
         spec = load_policy(checkpoint)[0].spec
-        environment = EnvironmentConfig(
-            self.task,
+        environment = replace(
+            self.environment,
             cameras=spec.cameras,
-            image_size=spec.image_size or EnvironmentConfig.image_size,
-            max_steps=self.max_steps,
+            image_size=spec.image_size or self.environment.image_size,
         )
         folder = self.run_folder / "evaluations" / self.name
         with progress_bar() as progress:

@@ -3,20 +3,19 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Any, Literal
 
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
 from robot_qsft.json_file import write_json
-from robot_qsft.sim.environment import EnvironmentConfig, make_environment
+from robot_qsft.sim.environment import make_environment, settings_of
 from robot_qsft.sim.recipes import Quality, attempts
 from robot_qsft.sim.rollouts import Rollout, rollouts
+from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 
 SETTINGS = "collected.json"
 _COMMIT_EVERY = 500
@@ -37,9 +36,7 @@ class CollectConfig:
 
     quality: Quality = "stitch"
     episodes: int = 2400
-    environment: Annotated[EnvironmentConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: EnvironmentConfig("Stitch")
-    )
+    environment: SimulatorChoice = DEFAULT_ENVIRONMENT
     seed: int = 0
     storage: Literal["image", "video"] = "image"
 
@@ -88,7 +85,7 @@ def collect(
                 writer.add_episode(rollout.episode)
                 progress(rollout)
             if done == 0:  # before the data set is there, so that it never is without
-                write_json(path / SETTINGS, asdict(config))
+                write_json(path / SETTINGS, _settings(config))
         done += count
     return Dataset.open(path)
 
@@ -104,7 +101,7 @@ def _already_collected(config: CollectConfig, path: Path, *, resume: bool) -> in
         settings.unlink(missing_ok=True)
         return 0
     if not settings.is_file() or json.loads(settings.read_text()) != json.loads(
-        json.dumps(asdict(config))
+        json.dumps(_settings(config))
     ):
         raise ValueError(
             f"{path} was collected with other settings; repeat them, or choose another --out"
@@ -112,14 +109,18 @@ def _already_collected(config: CollectConfig, path: Path, *, resume: bool) -> in
     return len(Dataset.open(path))
 
 
+def _settings(config: CollectConfig) -> dict[str, Any]:
+    return {**asdict(config), "environment": settings_of(config.environment)}
+
+
 def _info(config: CollectConfig) -> DatasetInfo:
     environment = make_environment(config.environment)
     size = config.environment.image_size
     return DatasetInfo(
-        fps=10,
+        fps=config.environment.control_hz,
         action_names=environment.action_names,
         state_names=environment.state_names,
         environment_state_names=environment.environment_state_names,
         cameras={name: Camera(size, size, config.storage) for name in config.environment.cameras},
-        robot_type="panda",
+        robot_type=config.environment.robot_type,
     )

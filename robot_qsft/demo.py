@@ -25,12 +25,12 @@ from robot_qsft.json_file import write_json
 from robot_qsft.machine import commit, peak_memory_bytes, processor, versions
 from robot_qsft.policies.token_policy import BC_GREEDY, BC_SAMPLED, DecodingConfig
 from robot_qsft.report import write_report
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.train import TrainConfig
 from robot_qsft.train_many import Job, train_many
 from robot_qsft.training_data import DataSource
 
-_ENVIRONMENT = EnvironmentConfig("Stitch", cameras=())
+_ENVIRONMENT = PyBulletConfig("Stitch", cameras=())
 
 
 def _demonstrations() -> CollectConfig:
@@ -133,9 +133,7 @@ def _collect(config: DemoConfig, out: Path, progress: Progress) -> Dataset:
 
 def _train_and_evaluate(config: DemoConfig, out: Path, progress: Progress) -> list[DemoMethod]:
     """BC (greedy, sampled), filtered BC and Q-SFT, in the order they are shown."""
-    source = DataSource(
-        out / "data", (), EnvironmentConfig.image_size, config.training.validation_share
-    )
+    source = DataSource(out / "data", (), _ENVIRONMENT.image_size, config.training.validation_share)
     qsft, filtered = train_many(
         [
             Job("training Q-SFT", config.training, out / "qsft", source),

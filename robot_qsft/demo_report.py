@@ -4,7 +4,7 @@ Shape legend: T steps of an episode.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def _film(method: DemoMethod, environment: EnvironmentConfig) -> Film:
     usual = method.evaluation.rate().value >= 0.5
     episode = next(one for one in method.evaluation.episodes if one.success == usual)
     frames = film(environment, episode, size=_FILM_PIXELS)
-    return Film(method.name, frames, episode.success, episode.seed, fps=10)
+    return Film(method.name, frames, episode.success, episode.seed, fps=environment.control_hz)
 
 
 def _trace(
@@ -128,10 +128,11 @@ def _data_summary(tables: Tables, info: DatasetInfo, environment: EnvironmentCon
 
 def _examples(environment: EnvironmentConfig) -> list[Example]:
     """First and last frame of one demonstration of each kind."""
-    seen = EnvironmentConfig(environment.task, image_size=_FILM_PIXELS // 2)
+    camera = environment.film_camera
+    seen = replace(environment, cameras=(camera,), image_size=_FILM_PIXELS // 2)
     examples = []
     for rollout in rollouts(attempts("stitch", seen, episodes=2, seed=0), workers=1):
-        frames = rollout.episode.images["front"]
+        frames = rollout.episode.images[camera]
         name = rollout.attempt.demonstrator
         examples += [Example(frames[0], f"{name}, start"), Example(frames[-1], f"{name}, end")]
     return examples

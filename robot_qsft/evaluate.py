@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from robot_qsft.intervals import Estimate, paired_difference, wilson
 from robot_qsft.json_file import write_json
 from robot_qsft.machine import versions
 from robot_qsft.policies.token_policy import DecodingConfig, TokenPolicy
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.environment import EnvironmentConfig, settings_of
 from robot_qsft.sim.rollouts import Attempt, Rollout, rollouts
 
 FIRST_SEED = 10_000_000
@@ -163,13 +163,15 @@ def evaluate(
     """
     settings = {
         **settings,
-        "environment": asdict(environment),
+        "environment": settings_of(environment),
         "first_seed": config.first_seed,
         "versions": versions(),
     }
     done = _resume(folder, settings)
     seeds = range(config.first_seed, config.first_seed + config.episodes)
-    attempts = [Attempt(environment, factory, seed) for seed in seeds if seed not in done]
+    attempts = [
+        Attempt(environment, factory, seed, keep_images=False) for seed in seeds if seed not in done
+    ]
     with (folder / EPISODES).open("a") as log:
         for rollout in rollouts(attempts, workers=config.workers or os.cpu_count() or 1):
             result = EpisodeResult.of(rollout)
@@ -181,7 +183,11 @@ def evaluate(
     for episode in evaluation.episodes[: config.videos]:
         verdict = "success" if episode.success else "failure"
         frames = film(environment, episode, size=config.video_size)
-        write_mp4(folder / "videos" / f"seed-{episode.seed}-{verdict}.mp4", frames, fps=10)
+        write_mp4(
+            folder / "videos" / f"seed-{episode.seed}-{verdict}.mp4",
+            frames,
+            fps=environment.control_hz,
+        )
     rate = evaluation.rate()
     write_json(
         folder / RESULT,
@@ -192,11 +198,12 @@ def evaluate(
 
 def film(environment: EnvironmentConfig, episode: EpisodeResult, *, size: int) -> NDArray[np.uint8]:
     """Frames (T, size, size, 3) of an episode, by running its actions again from its seed."""
-    larger = EnvironmentConfig(**{**asdict(environment), "cameras": ("front",), "image_size": size})
+    camera = environment.film_camera
+    larger = replace(environment, cameras=(camera,), image_size=size)
     actions = np.array(episode.actions, np.float32)
     attempt = Attempt(larger, _Replay(actions.tobytes(), actions.shape), episode.seed)
     (rollout,) = rollouts([attempt], workers=1)
-    return rollout.episode.images["front"]
+    return rollout.episode.images[camera]
 
 
 @dataclass(frozen=True)

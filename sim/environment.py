@@ -4,70 +4,20 @@ Shape legend: A action dimensions, E environment-state dimensions, H height, S s
 W width.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from dataclasses import asdict
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Observation, Vector
+from robot_qsft.sim.pybullet import config as pybullet_config
+from robot_qsft.sim.pybullet.config import PyBulletConfig
+from robot_qsft.sim.robosuite import config as robosuite_config
+from robot_qsft.sim.robosuite.config import RobosuiteConfig
 
-Task: TypeAlias = Literal["Lift", "PickPlace", "Stitch"]
-Start: TypeAlias = Literal["table", "gripper"]
-Renderer: TypeAlias = Literal["auto", "tiny", "egl"]
-
-TASKS: tuple[Task, ...] = get_args(Task)
-CAMERAS = ("front", "wrist")
-
-
-@dataclass(frozen=True)
-class EnvironmentConfig:
-    """A task and how it is seen.
-
-    Attributes:
-        task: what to do with the cube.
-        cameras: of "front" and "wrist"; () renders nothing.
-        image_size: height and width of the images in pixels.
-        max_steps: control steps before a time-out; at 10 Hz.
-        start: whether an episode begins with the cube on the table or in the gripper.
-        yaw_action: adds a rotation about the vertical to the actions, and random cube yaw.
-        renderer: "tiny" runs on the CPU and draws the same pixels on every machine; "egl" uses
-            OpenGL without a display; "auto" takes EGL where a graphics card offers it.
-        low_poly: draw the arm from its collision meshes, about ten times as fast.
-    """
-
-    task: Task = "PickPlace"
-    cameras: tuple[str, ...] = ("front",)
-    image_size: int = 64
-    max_steps: int = 50
-    start: Start = "table"
-    yaw_action: bool = False
-    renderer: Renderer = "tiny"
-    low_poly: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what no engine can show.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        for name, value, choices in (
-            ("task", self.task, TASKS),
-            ("start", self.start, get_args(Start)),
-            ("renderer", self.renderer, get_args(Renderer)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if self.task == "Lift" and self.start == "gripper":
-            raise ValueError("Lift begins with the cube on the table; leave start at 'table'")
-        unknown = set(self.cameras) - set(CAMERAS)
-        if unknown:
-            raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")
-        if self.image_size < 8:
-            raise ValueError(f"image_size must be at least 8 pixels, got {self.image_size}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+EnvironmentConfig: TypeAlias = PyBulletConfig | RobosuiteConfig
 
 
 class Environment(Protocol):
@@ -83,28 +33,51 @@ class Environment(Protocol):
         """Begin an episode; the same seed gives the same start state."""
 
     def step(
-        self, action: NDArray[np.float32]
+        self, action: NDArray[np.float32], *, render: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Apply one action: observation, reward, terminated, truncated, info."""
+        """Apply one action: observation, reward, terminated, truncated, info.
+
+        Without `render` the observation has no images, which may be most of the work.
+        """
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    """The environment that `config` describes, on the PyBullet engine."""
+    """The environment that `config` describes.
+
+    Raises:
+        ValueError: when its simulator is not installed, or cannot render here.
+    """
+    if isinstance(config, RobosuiteConfig):
+        from robot_qsft.sim.robosuite.tasks import RobosuiteEnvironment
+
+        return RobosuiteEnvironment(config)
     from robot_qsft.sim.pybullet.tasks import TabletopEnvironment
 
     return TabletopEnvironment(config)
 
 
+def settings_of(config: EnvironmentConfig) -> dict[str, Any]:
+    """A configuration as JSON, with the simulator that it is of."""
+    return {"simulator": config.simulator, **asdict(config)}
+
+
 def register_environments() -> None:
-    """Make `gymnasium.make("robot_qsft/TASK-v0")` work; calling it again changes nothing."""
-    for task in TASKS:
-        name = f"robot_qsft/{task}-v0"
-        if name not in gymnasium.registry:
-            gymnasium.register(
-                id=name,
-                entry_point="robot_qsft.sim.pybullet.tasks:make_task",
-                kwargs={"task": task},
-            )
+    """Make environments known to `gymnasium.make`; calling it again changes nothing.
+
+    Those of PyBullet are `robot_qsft/TASK-v0`, those of robosuite `robot_qsft/RobosuiteTASK-v0`.
+    """
+    for name, package, tasks in (
+        ("", "pybullet", pybullet_config.TASKS),
+        ("Robosuite", "robosuite", robosuite_config.TASKS),
+    ):
+        for task in tasks:
+            known_as = f"robot_qsft/{name}{task}-v0"
+            if known_as not in gymnasium.registry:
+                gymnasium.register(
+                    id=known_as,
+                    entry_point=f"robot_qsft.sim.{package}.tasks:make_task",
+                    kwargs={"task": task},
+                )
 
 
 def observation_of(gym_observation: dict[str, Any]) -> Observation:

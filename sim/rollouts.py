@@ -4,7 +4,7 @@ Shape legend: T steps.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -33,12 +33,15 @@ class Attempt:
         policy: makes who acts; hashable and picklable, as worker processes call and keep it.
         seed: of the start state and of the policy's randomness.
         demonstrator: name to record.
+        keep_images: whether the episode has the frames; without, only those are rendered that the
+            policy asks for.
     """
 
     environment: EnvironmentConfig
     policy: PolicyFactory
     seed: int
     demonstrator: str = ""
+    keep_images: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +97,14 @@ def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> R
     while not (terminated or truncated):
         chunk = policy.act(observation_of(gym_observation))
         for index, action in enumerate(chunk.actions):
-            observations.append(observation_of(gym_observation))
-            gym_observation, reward, terminated, truncated, info = environment.step(action)
+            observation = observation_of(gym_observation)
+            if not attempt.keep_images:
+                observation = replace(observation, images={})
+            observations.append(observation)
+            asks_next = index + 1 == len(chunk.actions)
+            gym_observation, reward, terminated, truncated, info = environment.step(
+                action, render=attempt.keep_images or asks_next
+            )
             actions.append(action)
             rewards.append(reward)
             successes.append(bool(info["is_success"]))

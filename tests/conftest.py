@@ -17,7 +17,7 @@ from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
 from robot_qsft.policies.rt import RTConfig
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.train import TrainConfig
 from robot_qsft.training_data import load_training_data
 
@@ -43,7 +43,7 @@ def collection() -> CollectConfig:
     return CollectConfig(
         quality="stitch",
         episodes=24,
-        environment=EnvironmentConfig("Stitch", image_size=16),
+        environment=PyBulletConfig("Stitch", image_size=16),
     )
 
 

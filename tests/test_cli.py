@@ -84,6 +84,11 @@ def test_help_of_the_program_names_every_command(process_environment):
     ("command", "defaults"),
     [
         (("collect",), {"--episodes INT": "2400", "--workers INT": "0", "--seed INT": "0"}),
+        (
+            ("collect", "pybullet"),
+            {"--max-steps INT": "50", "--image-size INT": "64"},
+        ),
+        (("eval", "robosuite"), {"--max-steps INT": "200", "--robot {Panda,Sawyer,UR5e}": "Panda"}),
         (("train",), {"--image-size INT": "64", "--cameras": "None"}),
         (("train", "images"), {"--steps INT": "", "--objective.discount FLOAT": "0.97"}),
         (("train", "rt1-images"), {"--network.layers INT": "8"}),
@@ -112,7 +117,7 @@ def test_collect_train_evaluate_compare(command_line, tmp_path, tiny_arguments):
     data, run = tmp_path / "data", tmp_path / "run"
     status, printed = command_line(
         *("collect", "--out", data, "--episodes", "24", "--workers", "1"),
-        *("--image-size", "16"),
+        *("pybullet", "--image-size", "16"),
     )
     assert status == 0, printed
     assert re.search(r"24 episodes, \d+ frames in .*data", printed)
@@ -123,13 +128,15 @@ def test_collect_train_evaluate_compare(command_line, tmp_path, tiny_arguments):
     assert status == 0, printed
     assert f"policy in {run}/checkpoints/step-000006" in printed
 
-    evaluate = ["eval", "--run", run, "--episodes", "2", "--workers", "1", "--max-steps", "3"]
-    status, printed = command_line(*evaluate, "--name", "bc", "--beta", "0", "--videos", "1")
+    evaluate = ["eval", "--run", run, "--episodes", "2", "--workers", "1"]
+    where = ["pybullet", "--max-steps", "3"]
+    bc = ["--name", "bc", "--beta", "0", "--videos", "1"]
+    status, printed = command_line(*evaluate, *bc, *where)
     assert status == 0, printed
     assert "0.0%" in printed
     against = run / "evaluations/bc"
     assert len(list((against / "videos").glob("*.mp4"))) == 1
-    status, printed = command_line(*evaluate, "--name", "qsft", "--against", against)
+    status, printed = command_line(*evaluate, "--name", "qsft", "--against", against, *where)
     assert status == 0, printed
     assert re.search(r"difference .*0\.0%.* 2 ", printed)
     settings = [
@@ -277,7 +284,7 @@ def test_training_that_does_not_fit_the_data_is_refused(
     [
         (("collect", "--out", "x", "--episodes", "0"), "episodes must be at least 1, got 0"),
         (
-            ("collect", "--out", "x", "--task", "Lift"),
+            ("collect", "--out", "x", "pybullet", "--task", "Lift"),
             "the stitch recipe needs the Stitch task, got Lift",
         ),
         (("eval", "--run", "x"), "x holds no checkpoint; train it first"),
@@ -294,8 +301,12 @@ def test_impossible_settings_are_refused(refused, tmp_path, monkeypatch, argumen
     ("arguments", "sentence"),
     [
         (
-            ("collect", "--out", "x", "--cameras", "overhead"),
+            ("collect", "--out", "x", "pybullet", "--cameras", "overhead"),
             "cameras are front, wrist, got ['overhead']",
+        ),
+        (
+            ("collect", "--out", "x", "robosuite", "--cameras", "overhead"),
+            "cameras are agentview, wrist, front, side, bird, got ['overhead']",
         ),
         (("train", "state", "--steps", "0"), "steps must be at least 1, got 0"),
         (("train", "state", "--tokenizer.bins", "1"), "bins must be at least 2, got 1"),

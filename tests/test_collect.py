@@ -13,7 +13,7 @@ import pytest
 
 from robot_qsft.collect import CollectConfig, collect
 from robot_qsft.datasets.store import Dataset
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 
 BATCH = 6
 
@@ -37,10 +37,10 @@ COLLECT = """
 import sys
 from pathlib import Path
 from robot_qsft.collect import CollectConfig, collect
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 path, commit_every, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 if __name__ == "__main__":
-    environment = EnvironmentConfig("Stitch", image_size=16)
+    environment = PyBulletConfig("Stitch", image_size=16)
     config = CollectConfig("stitch", episodes=24, environment=environment)
     def progress(rollout):
         print(rollout.attempt.seed, flush=True)
@@ -174,7 +174,7 @@ def test_recipes_write_readable_sets(tmp_path, quality, task, storage):
     config = CollectConfig(
         quality=quality,
         episodes=2,
-        environment=EnvironmentConfig(task, image_size=size, max_steps=45),
+        environment=PyBulletConfig(task, image_size=size, max_steps=45),
         storage=storage,
     )
     dataset = collect_quietly(config, tmp_path / "set", resume=False)
@@ -196,9 +196,9 @@ def test_recipes_write_readable_sets(tmp_path, quality, task, storage):
 
 def test_recipe_that_does_not_fit_the_task_is_refused(tmp_path):
     for config, message in (
-        (CollectConfig(environment=EnvironmentConfig("Lift")), "needs the Stitch task, got Lift"),
+        (CollectConfig(environment=PyBulletConfig("Lift")), "needs the Stitch task, got Lift"),
         (
-            CollectConfig(quality="expert", environment=EnvironmentConfig(yaw_action=True)),
+            CollectConfig(quality="expert", environment=PyBulletConfig(yaw_action=True)),
             "leave yaw_action off",
         ),
     ):

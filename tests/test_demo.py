@@ -10,7 +10,7 @@ import pytest
 from robot_qsft.collect import CollectConfig
 from robot_qsft.demo import DemoConfig, run_demo
 from robot_qsft.evaluate import EvaluationConfig, compare, read_evaluation
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 
 METHODS = ("BC", "BC sampled", "filtered BC", "Q-SFT")
 
@@ -19,7 +19,7 @@ METHODS = ("BC", "BC sampled", "filtered BC", "Q-SFT")
 def config(tiny) -> DemoConfig:
     return DemoConfig(
         demonstrations=CollectConfig(
-            "stitch", episodes=24, environment=EnvironmentConfig("Stitch", cameras=())
+            "stitch", episodes=24, environment=PyBulletConfig("Stitch", cameras=())
         ),
         training=replace(tiny, environment_state=True),
         evaluation=EvaluationConfig(episodes=2, workers=1),

@@ -21,12 +21,12 @@ from robot_qsft.evaluate import (
 )
 from robot_qsft.intervals import paired_difference, wilson
 from robot_qsft.policies.token_policy import DecodingConfig
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.pybullet.demonstrators import Script
 from robot_qsft.sim.rollouts import Attempt, rollouts
 from robot_qsft.train import train
 
-LIFT = EnvironmentConfig("Lift", cameras=(), max_steps=40)
+LIFT = PyBulletConfig("Lift", cameras=(), max_steps=40)
 CLUMSY = Script(carry=False, noise=0.6)
 """Lifts the cube from some start states and not from others."""
 
@@ -87,7 +87,7 @@ def test_trained_policy_gives_the_same_result_again_whatever_the_workers(
     tiny, training_data, tmp_path
 ):
     checkpoint = train(tiny, training_data, tmp_path / "run", progress=Quiet(), resume=False)
-    environment = EnvironmentConfig("Stitch", image_size=16, max_steps=4)
+    environment = PyBulletConfig("Stitch", image_size=16, max_steps=4)
     decoding = DecodingConfig(temperature=1)  # the harder case: drawn from the episode's seed
     written = []
     for name, workers in (("first", 1), ("again", 1), ("two", 2)):

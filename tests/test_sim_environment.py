@@ -4,12 +4,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from robot_qsft.sim.environment import (
-    TASKS,
-    EnvironmentConfig,
     make_environment,
     observation_of,
     register_environments,
 )
+from robot_qsft.sim.pybullet.config import TASKS, PyBulletConfig
 from robot_qsft.sim.pybullet.demonstrators import Script
 from robot_qsft.sim.pybullet.tasks import (
     STEP_M,
@@ -18,7 +17,7 @@ from robot_qsft.sim.pybullet.tasks import (
     TabletopEnvironment,
 )
 
-BLIND = EnvironmentConfig("Stitch", cameras=())
+BLIND = PyBulletConfig("Stitch", cameras=())
 CUBE_ON_TABLE_M = 0.021
 UP = np.array([0, 0, 1, -1], np.float32)
 
@@ -72,7 +71,7 @@ def test_registered_environments_pass_gymnasiums_check(task):
 
 def test_names_fit_the_spaces():
     for yaw_action in (False, True):
-        environment = TabletopEnvironment(EnvironmentConfig(cameras=(), yaw_action=yaw_action))
+        environment = TabletopEnvironment(PyBulletConfig(cameras=(), yaw_action=yaw_action))
         assert environment.action_space.shape == (len(environment.action_names),)
         assert environment.observation_space["state"].shape == (len(environment.state_names),)
         truth = environment.observation_space["environment_state"]
@@ -81,7 +80,7 @@ def test_names_fit_the_spaces():
 
 @pytest.mark.parametrize("start", ["table", "gripper"])
 def test_same_seed_gives_same_trajectory_whatever_ran_before(start):
-    config = EnvironmentConfig("Stitch", start=start, image_size=32)
+    config = PyBulletConfig("Stitch", start=start, image_size=32)
     fresh, used = make_environment(config), make_environment(config)
     actions, expected = demonstrate(fresh, seed=3)
     for other in (8, 9):
@@ -99,7 +98,7 @@ def test_other_seeds_give_other_starts():
 
 @pytest.mark.parametrize("start", ["table", "gripper"])
 def test_going_on_from_a_snapshot_is_exact(start):
-    config = EnvironmentConfig("Stitch", cameras=(), start=start)
+    config = PyBulletConfig("Stitch", cameras=(), start=start)
     environment = make_environment(config)
     actions, expected = demonstrate(environment, seed=4)
     environment.reset(seed=4)
@@ -116,7 +115,7 @@ def test_going_on_from_a_snapshot_is_exact(start):
 
 
 def test_snapshot_holds_the_goal_the_picture_and_the_next_start():
-    environment = make_environment(EnvironmentConfig("Stitch", image_size=32))
+    environment = make_environment(PyBulletConfig("Stitch", image_size=32))
     first, _ = environment.reset(seed=0)
     snapshot = environment.snapshot()
     following, _ = environment.reset()
@@ -160,7 +159,7 @@ def test_action_moves_the_hand_by_its_size_and_opens_and_closes():
 
 
 def test_hand_stays_in_the_workspace():
-    environment = make_environment(EnvironmentConfig("Lift", cameras=()))
+    environment = make_environment(PyBulletConfig("Lift", cameras=()))
     for direction in ([1, 1, 1, 1], [-1, -1, -1, 1]):
         environment.reset(seed=0)
         for _ in range(25):
@@ -170,7 +169,7 @@ def test_hand_stays_in_the_workspace():
 
 
 def test_yaw_action_turns_the_hand():
-    environment = make_environment(EnvironmentConfig("Lift", cameras=(), yaw_action=True))
+    environment = make_environment(PyBulletConfig("Lift", cameras=(), yaw_action=True))
     environment.reset(seed=0)
     for turn in (0.5, 0.5, 0.5, 0.5, 0.0):
         state = environment.step(np.array([0, 0, 0, turn, 1]))[0]["state"]
@@ -188,14 +187,14 @@ def test_success_pays_once_and_terminates():
 
 
 def test_time_out_truncates():
-    environment = make_environment(EnvironmentConfig("Stitch", cameras=(), max_steps=3))
+    environment = make_environment(PyBulletConfig("Stitch", cameras=(), max_steps=3))
     environment.reset(seed=0)
     ends = [environment.step(UP)[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)]
 
 
 def test_cube_over_the_goal_but_still_held_is_no_success():
-    environment = make_environment(EnvironmentConfig("Stitch", cameras=(), start="gripper"))
+    environment = make_environment(PyBulletConfig("Stitch", cameras=(), start="gripper"))
     observation, _ = environment.reset(seed=0)
     for _ in range(30):
         state, truth = observation["state"], observation["environment_state"]
@@ -223,9 +222,9 @@ def test_cube_over_the_goal_but_still_held_is_no_success():
 )
 def test_configuration_names_the_field_that_is_wrong(field, value):
     with pytest.raises(ValueError, match=field):
-        EnvironmentConfig(**{field: value})
+        PyBulletConfig(**{field: value})
 
 
 def test_lift_cannot_begin_lifted():
     with pytest.raises(ValueError, match="Lift begins with the cube on the table"):
-        EnvironmentConfig("Lift", start="gripper")
+        PyBulletConfig("Lift", start="gripper")

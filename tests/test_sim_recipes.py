@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.pybullet.scene import GOAL_HALF_M
 from robot_qsft.sim.recipes import attempts
 from robot_qsft.sim.rollouts import rollouts
@@ -11,7 +11,7 @@ HELD_M = 0.08
 
 
 def collect(quality, task, episodes, *, seed=11):
-    config = EnvironmentConfig(task, cameras=())
+    config = PyBulletConfig(task, cameras=())
     return [
         rollout.episode
         for rollout in rollouts(attempts(quality, config, episodes=episodes, seed=seed), workers=1)
@@ -98,7 +98,7 @@ def test_actions_keep_off_the_bounds_so_that_bins_have_room():
 
 
 def test_episode_depends_on_seed_and_place_alone():
-    config = EnvironmentConfig("Stitch", cameras=())
+    config = PyBulletConfig("Stitch", cameras=())
     few = attempts("stitch", config, episodes=3, seed=5)
     assert attempts("stitch", config, episodes=9, seed=5)[:3] == few
     assert attempts("stitch", config, episodes=3, seed=6) != few
@@ -106,9 +106,9 @@ def test_episode_depends_on_seed_and_place_alone():
 
 def test_stitch_needs_its_task():
     with pytest.raises(ValueError, match="needs the Stitch task, got Lift"):
-        attempts("stitch", EnvironmentConfig("Lift"), episodes=1, seed=0)
+        attempts("stitch", PyBulletConfig("Lift"), episodes=1, seed=0)
 
 
 def test_demonstrators_say_that_they_do_not_turn_the_hand():
     with pytest.raises(ValueError, match="leave yaw_action off"):
-        attempts("expert", EnvironmentConfig("Lift", yaw_action=True), episodes=1, seed=0)
+        attempts("expert", PyBulletConfig("Lift", yaw_action=True), episodes=1, seed=0)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from robot_qsft.sim.environment import EnvironmentConfig, make_environment
+from robot_qsft.sim.environment import make_environment
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.recipes import attempts
 from robot_qsft.sim.rollouts import rollouts
 
-CONFIG = EnvironmentConfig("Stitch")
+CONFIG = PyBulletConfig("Stitch")
 
 
 def count(images, colour):
@@ -49,7 +50,7 @@ def test_cube_in_picture_moves_with_the_cube():
 
 
 def test_wrist_camera_sees_the_cube_in_the_gripper():
-    config = EnvironmentConfig("Stitch", cameras=("wrist",), start="gripper")
+    config = PyBulletConfig("Stitch", cameras=("wrist",), start="gripper")
     observation, _ = make_environment(config).reset(seed=0)
     assert count(observation["images"]["wrist"], "red") >= 100
 
@@ -85,10 +86,11 @@ def test_no_camera_means_no_images():
 
 
 EGL = """
-from robot_qsft.sim.environment import EnvironmentConfig, make_environment
+from robot_qsft.sim.environment import make_environment
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 import numpy as np
 try:
-    environment = make_environment(EnvironmentConfig("Stitch", renderer="egl"))
+    environment = make_environment(PyBulletConfig("Stitch", renderer="egl"))
 except ValueError as error:
     print("absent:", error)
 else:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from robot_qsft.datasets.interface import ActionChunk
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.pybullet.demonstrators import Script
 from robot_qsft.sim.recipes import attempts
 from robot_qsft.sim.rollouts import Attempt, rollouts
 
-BLIND = EnvironmentConfig("Stitch", cameras=(), max_steps=7)
+BLIND = PyBulletConfig("Stitch", cameras=(), max_steps=7)
 
 
 def parts(rollout):
@@ -31,7 +31,7 @@ def parts(rollout):
 
 
 def test_processes_give_bit_for_bit_what_one_process_gives_in_order():
-    todo = attempts("stitch", EnvironmentConfig("Stitch", image_size=32), episodes=10, seed=2)
+    todo = attempts("stitch", PyBulletConfig("Stitch", image_size=32), episodes=10, seed=2)
     alone = list(rollouts(todo, workers=1))
     together = list(rollouts(todo, workers=2))
     assert [rollout.attempt for rollout in together] == todo
@@ -100,10 +100,10 @@ def test_observation_and_action_of_a_row_belong_together():
 
 LONG = """
 from itertools import count
-from robot_qsft.sim.environment import EnvironmentConfig
+from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.pybullet.demonstrators import Script
 from robot_qsft.sim.rollouts import Attempt, rollouts
-config = EnvironmentConfig("Stitch", cameras=())
+config = PyBulletConfig("Stitch", cameras=())
 for rollout in rollouts((Attempt(config, Script(), seed) for seed in count()), workers=2):
     print(rollout.attempt.seed, flush=True)
 """

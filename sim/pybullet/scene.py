@@ -16,8 +16,8 @@ import pybullet_data
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Image
-from robot_qsft.sim.environment import Renderer
 from robot_qsft.sim.pybullet.client import PhysicsClient, silence
+from robot_qsft.sim.pybullet.config import Renderer
 
 CONTROL_HZ = 10
 PHYSICS_HZ = 100

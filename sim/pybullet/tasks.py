@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Vector
-from robot_qsft.sim.environment import EnvironmentConfig, Task
+from robot_qsft.sim.pybullet.config import PyBulletConfig, Task
 from robot_qsft.sim.pybullet.scene import CUBE_HALF_M, GOAL_HALF_M, Scene, SceneSnapshot
 
 STEP_M = 0.045
@@ -84,7 +84,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         "goal_z_m",
     )
 
-    def __init__(self, config: EnvironmentConfig, render_mode: str | None = None):
+    def __init__(self, config: PyBulletConfig, render_mode: str | None = None):
         """Load the world.
 
         Raises:
@@ -135,9 +135,13 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._observe(), {"is_success": False}
 
     def step(
-        self, action: NDArray[np.float32]
+        self, action: NDArray[np.float32], *, render: bool = True
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply one action, float (A,); values beyond [-1, 1] are clipped.
+
+        Args:
+            action: what to do for a tenth of a second.
+            render: whether the observation has images.
 
         Raises:
             ValueError: when the action has another shape or holds NaN, or the episode is over.
@@ -163,11 +167,12 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         success = self._succeeded()
         truncated = not success and self._steps >= self.config.max_steps
         self._finished = success or truncated
-        return self._observe(), float(success), success, truncated, {"is_success": success}
+        observation = self._observe(render=render)
+        return observation, float(success), success, truncated, {"is_success": success}
 
     def render(self) -> NDArray[np.uint8]:
         """The front camera's image."""
-        return self._scene.render("front", self.config.image_size)
+        return self._scene.render(self.config.film_camera, self.config.image_size)
 
     def close(self) -> None:
         """Release the physics world."""
@@ -203,7 +208,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         released = opening_m > 2 * CUBE_HALF_M + 0.01
         return bool(inside and resting and released)
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self, *, render: bool = True) -> dict[str, Any]:
         hand_m, orientation = self._scene.hand_pose()
         cube_m, yaw_rad = self._scene.cube_pose()
         orientation = orientation * (1 if orientation[0] >= 0 else -1)  # q and -q are one rotation
@@ -215,7 +220,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             "environment_state": truth.astype(np.float32),
             "instruction": _INSTRUCTIONS[self.config.task],
         }
-        if self.config.cameras:
+        if self.config.cameras and render:
             observation["images"] = {
                 camera: self._scene.render(camera, self.config.image_size)
                 for camera in self.config.cameras
@@ -225,7 +230,7 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
 def make_task(task: Task, render_mode: str | None = None, **options: Any) -> TabletopEnvironment:
     """What `gymnasium.make("robot_qsft/TASK-v0", **options)` builds; options of the config."""
-    return TabletopEnvironment(EnvironmentConfig(task=task, **options), render_mode)
+    return TabletopEnvironment(PyBulletConfig(task=task, **options), render_mode)
 
 
 def _unbounded(size: int) -> gymnasium.spaces.Box:

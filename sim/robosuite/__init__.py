@@ -1,0 +1,1 @@
+"""robosuite's manipulation tasks, with robomimic's data sets."""

@@ -1,0 +1,85 @@
+"""Which robosuite task is done, by which arm, and how it is seen."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, get_args
+
+Task: TypeAlias = Literal["Lift", "Can", "Square", "Stack", "Door"]
+Robot: TypeAlias = Literal["Panda", "Sawyer", "UR5e"]
+Controller: TypeAlias = Literal["osc_pose", "joint_position"]
+Reward: TypeAlias = Literal["sparse", "shaped"]
+Rendering: TypeAlias = Literal["fast", "exact"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+CAMERAS = {
+    "agentview": "agentview",
+    "wrist": "robot0_eye_in_hand",
+    "front": "frontview",
+    "side": "sideview",
+    "bird": "birdview",
+}
+"""Our names of the cameras, and robosuite's."""
+
+
+@dataclass(frozen=True)
+class RobosuiteConfig:
+    """A task of robosuite, the arm that does it, and how it is seen.
+
+    Attributes:
+        task: what to do; "Can" is robosuite's PickPlaceCan, "Square" its NutAssemblySquare.
+        cameras: of "agentview", "wrist", "front", "side" and "bird"; () renders nothing.
+        image_size: height and width of the images in pixels.
+        max_steps: control steps before a time-out; at 20 Hz.
+        robot: which arm, with its usual gripper.
+        controller: "osc_pose" takes displacements of the hand (up to 5 cm and 0.5 rad a step) and
+            closes the gripper above 0; "joint_position" takes displacements of the joints.
+        reward: "sparse" pays 1 at the first success, which ends the episode; "shaped" pays
+            robosuite's dense reward at every step.
+        rendering: "exact" draws the pixels that robosuite draws; "fast" leaves out the floor's
+            faint mirror image, and what the camera cannot see.
+        demos: a robomimic or robosuite HDF5 file whose environment is built instead: task, robot,
+            controllers and rate are then those that the file tells; "" for none.
+        log: whether robosuite's own warnings are printed.
+    """
+
+    simulator: ClassVar[str] = "robosuite"
+    control_hz: ClassVar[int] = 20
+    film_camera: ClassVar[str] = "agentview"
+
+    task: Task = "Lift"
+    cameras: tuple[str, ...] = ("agentview",)
+    image_size: int = 84
+    max_steps: int = 200
+    robot: Robot = "Panda"
+    controller: Controller = "osc_pose"
+    reward: Reward = "sparse"
+    rendering: Rendering = "fast"
+    demos: str = ""
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what robosuite cannot show.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        for name, value, choices in (
+            ("task", self.task, TASKS),
+            ("robot", self.robot, get_args(Robot)),
+            ("controller", self.controller, get_args(Controller)),
+            ("reward", self.reward, get_args(Reward)),
+            ("rendering", self.rendering, get_args(Rendering)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        unknown = set(self.cameras) - set(CAMERAS)
+        if unknown:
+            raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")
+        if self.image_size < 8:
+            raise ValueError(f"image_size must be at least 8 pixels, got {self.image_size}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+
+    @property
+    def robot_type(self) -> str:
+        """The arm, as data sets call it."""
+        return self.robot.lower()

@@ -1,0 +1,359 @@
+"""robosuite's tasks as environments that can be rolled out, recorded and rewound.
+
+Shape legend: A action dimensions, D simulator-state dimensions, E environment-state dimensions,
+S state dimensions.
+"""
+
+from dataclasses import dataclass
+from string import printable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from robot_qsft.datasets.interface import Vector
+from robot_qsft.sim.robosuite.camera import CameraRenderer
+from robot_qsft.sim.robosuite.config import CAMERAS, RobosuiteConfig, Task
+from robot_qsft.sim.robosuite.control import ControlLoop
+from robot_qsft.sim.robosuite.engine import import_robosuite
+from robot_qsft.sim.robosuite.env_args import EnvArgs, env_args_of
+from robot_qsft.sim.robosuite.variation import (
+    CUBE_HALF_HIGH_M,
+    CUBE_HALF_LOW_M,
+    Variation,
+    model_xml,
+    resize_cube,
+)
+
+_PROPRIOCEPTION = ("eef_pos", "eef_quat", "gripper_qpos")
+_AXES = ("x", "y", "z")
+_INSTRUCTIONS = {
+    "Lift": "lift the red cube",
+    "PickPlaceCan": "put the can into its bin",
+    "NutAssemblySquare": "put the square nut onto the square peg",
+    "Stack": "stack the red cube on the green cube",
+    "Door": "open the door",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything that decides how an episode goes on."""
+
+    data: Any
+    """A copy of the `mujoco.MjData`."""
+    variation: Variation
+    control: dict[str, dict[str, Any]]
+    """Numbers that controllers and grippers keep, by part of the robot."""
+    steps: int
+    finished: bool
+    random: tuple[dict[str, Any], dict[str, Any]]
+    """States of the generators that draw the next start state: Gymnasium's and robosuite's."""
+
+
+class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+    """One task of robosuite.
+
+    Actions are robosuite's, in [-1, 1]; the gripper closes above 0. The state is robosuite's
+    `eef_pos`, `eef_quat` (xyzw) and `gripper_qpos`, the environment state its `object-state`; both
+    belong to the very simulator state that a snapshot keeps, as in robomimic's data sets. Success
+    ends an episode; a time-out truncates.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
+    def __init__(self, config: RobosuiteConfig, render_mode: str | None = None):
+        """Compile the model; later resets go on with it.
+
+        Raises:
+            ValueError: when robosuite is not installed or does not know what `config.demos` asks
+                for.
+        """
+        robosuite = import_robosuite(log=config.log)
+        import mujoco
+
+        self._mujoco = mujoco
+        self.config = config
+        self.render_mode = render_mode
+        self.env_args: EnvArgs = env_args_of(config)
+        self.robosuite = self.env_args.make(robosuite)
+        # What a fresh compilation gives; everything an episode changes is told from it.
+        self._compiled_xml = self._compile_again()
+        self._cube = self.env_args.env_name == "Lift"
+        self._before = Variation.of(self._model, cube=self._cube)
+        self._renderer: CameraRenderer | None = None
+        self._control = ControlLoop(self.robosuite)
+        self._steps, self._finished = 0, True
+        self._instruction = _INSTRUCTIONS.get(self.env_args.env_name, self.env_args.env_name)
+        self._sensors = self._choose_sensors()
+        self.robosuite.reset()
+        state, truth = self._low_dimensional()
+        self.state_names = self._entries(self._sensors[0], state)
+        self.environment_state_names = self._entries(self._sensors[1], truth)
+        self.action_names = self._action_names()
+        size = config.image_size
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "state": _unbounded(len(self.state_names)),
+            "environment_state": _unbounded(len(self.environment_state_names)),
+            "instruction": gymnasium.spaces.Text(128, charset=printable),
+        }
+        if config.cameras:
+            spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(config.cameras, image))
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode from a start state that follows from the seed alone.
+
+        robosuite's own distribution: object poses, noise on the arm's joints, the size of the cube.
+        """
+        super().reset(seed=seed, options=options)
+        robosuite = self.robosuite
+        fresh = np.random.PCG64(int(self.np_random.integers(2**63)))
+        robosuite.rng.bit_generator.state = fresh.state  # one generator, which samplers share
+        self._before.apply(self._model)
+        if self._cube:
+            half_m = robosuite.rng.uniform(CUBE_HALF_LOW_M, CUBE_HALF_HIGH_M, 3)
+            resize_cube(self._model, half_m)
+            robosuite.cube.size = half_m
+        robosuite.reset()
+        self._begin(self.simulator_state())
+        return self._observe(render=True), {"is_success": False}
+
+    def step(
+        self, action: NDArray[np.float32], *, render: bool = True
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Apply one action, float (A,); values beyond [-1, 1] are clipped.
+
+        Args:
+            action: what to do for a twentieth of a second.
+            render: whether the observation has images, which is what takes the time.
+
+        Raises:
+            ValueError: when the action has another shape or holds NaN, or the episode is over.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (len(self.action_names),) or not np.isfinite(action).all():
+            raise ValueError(
+                f"the action must be {len(self.action_names)} finite numbers "
+                f"({', '.join(self.action_names)}), got {action.tolist()}"
+            )
+        if self._finished:
+            raise ValueError("the episode is over; call reset first")
+        reward, success = self._control.step(action.clip(-1, 1))
+        if self.config.reward == "sparse":
+            reward = float(success)
+        self._steps += 1
+        truncated = not success and self._steps >= self.config.max_steps
+        self._finished = success or truncated
+        observation = self._observe(render=render)
+        return observation, reward, success, truncated, {"is_success": success}
+
+    def render(self) -> NDArray[np.uint8]:
+        """The image of agentview."""
+        return self._image(self.config.film_camera)
+
+    def close(self) -> None:
+        """Release the simulator and the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self.robosuite.close()
+
+    def snapshot(self) -> Snapshot:
+        """The full present state."""
+        data = self._mujoco.MjData(self._model)
+        self._mujoco.mj_copyData(data, self._model, self._data)
+        return Snapshot(
+            data=data,
+            variation=Variation.of(self._model, cube=self._cube),
+            control={part: _numbers_of(holder) for part, holder in self._holders().items()},
+            steps=self._steps,
+            finished=self._finished,
+            random=(
+                dict(self.np_random.bit_generator.state),
+                dict(self.robosuite.rng.bit_generator.state),
+            ),
+        )
+
+    def restore(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return to a snapshot of this environment; gives the observation there."""
+        snapshot.variation.apply(self._model)
+        self._mujoco.mj_copyData(self._data, self._model, snapshot.data)
+        for part, holder in self._holders().items():
+            for name, value in snapshot.control[part].items():
+                setattr(holder, name, np.copy(value) if isinstance(value, np.ndarray) else value)
+        self._steps, self._finished = snapshot.steps, snapshot.finished
+        self.np_random.bit_generator.state, self.robosuite.rng.bit_generator.state = snapshot.random
+        return self._observe(render=True)
+
+    def simulator_state(self) -> NDArray[np.float64]:
+        """Time, positions and velocities, float64 (D,), as robomimic's data sets store them."""
+        state: NDArray[np.float64] = self.robosuite.sim.get_state().flatten()
+        return state
+
+    def model_xml(self) -> str:
+        """The present model, from which robosuite's `reset_from_xml_string` makes the same one."""
+        return model_xml(self._compiled_xml, self._model, before=self._before, cube=self._cube)
+
+    @property
+    def _model(self) -> Any:
+        return self.robosuite.sim.model._model
+
+    @property
+    def _data(self) -> Any:
+        return self.robosuite.sim.data._data
+
+    def _compile_again(self) -> str:
+        """Undo what making the environment has changed of the model; gives the model's XML."""
+        xml: str = self.robosuite.model.get_xml()
+        for process in self.robosuite._xml_processors:
+            xml = process(xml)
+        fresh = self._mujoco.MjModel.from_xml_string(xml)
+        self._model.body_pos[:], self._model.body_quat[:] = fresh.body_pos, fresh.body_quat
+        return xml
+
+    def _begin(self, state: NDArray[np.float64]) -> None:
+        """Start from a simulator state (D,), so that actions alone lead to the same again.
+
+        As robosuite's own collector does: nothing of an earlier solution is left for the solver to
+        start from, and the arm rests towards its nominal posture, which no state holds.
+        """
+        robosuite = self.robosuite
+        robosuite.sim.reset()
+        robosuite.sim.set_state_from_flattened(state)
+        robosuite.sim.forward()
+        for robot in robosuite.robots:
+            for arm in robot.arms:
+                robot.composite_controller.part_controllers[arm].initial_joint = np.array(
+                    robot.init_qpos
+                )
+        self._control = ControlLoop(robosuite)
+        self._steps, self._finished = 0, False
+
+    def _observe(self, *, render: bool) -> dict[str, Any]:
+        # What robosuite sees after a step lags a physics step behind: positions of bodies are those
+        # before the last integration. These are of the state itself; the next step computes them
+        # again in any case.
+        for compute in (
+            self._mujoco.mj_kinematics,
+            self._mujoco.mj_comPos,
+            self._mujoco.mj_camlight,
+        ):
+            compute(self._model, self._data)
+        state, truth = self._low_dimensional()
+        observation: dict[str, Any] = {
+            "state": np.concatenate([*state.values()]).astype(np.float32),
+            "environment_state": np.concatenate([*truth.values()]).astype(np.float32),
+            "instruction": self._instruction,
+        }
+        if self.config.cameras and render:
+            observation["images"] = {name: self._image(name) for name in self.config.cameras}
+        return observation
+
+    def _image(self, camera: str) -> NDArray[np.uint8]:
+        if self._renderer is None:
+            self._renderer = CameraRenderer(
+                self._model, size=self.config.image_size, rendering=self.config.rendering
+            )
+        return self._renderer.render(self._data, CAMERAS[camera])
+
+    def _choose_sensors(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of robosuite's sensors that make up the state and the environment state."""
+        observables = self.robosuite._observables
+        state = [
+            f"{arm}{name}"
+            for index, robot in enumerate(self.robosuite.robots)
+            for arm in self.robosuite._get_arm_prefixes(robot)
+            for name in _PROPRIOCEPTION
+            if f"{arm}{name}" in observables
+        ]
+        truth = [name for name, one in observables.items() if one.modality == "object"]
+        return tuple(state), tuple(truth)
+
+    def _low_dimensional(self) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """Sensor name to numbers, of the state and the environment state.
+
+        Asked of the sensors themselves: robosuite's `_get_observations` reads all it has. Some
+        compute from what others found before them, whichever comes first, so that one pass would
+        mix two states.
+        """
+        observables, cache = self.robosuite._observables, dict[str, Any]()
+        state, truth = self._sensors
+        for name in (*state, *truth, *truth):
+            if observables[name].is_enabled():
+                cache[name] = observables[name]._sensor(cache)
+
+        def found(names: tuple[str, ...]) -> dict[str, Vector]:
+            return {
+                name: np.atleast_1d(np.asarray(cache[name], np.float64))
+                for name in names
+                if observables[name].is_enabled() and observables[name].is_active()
+            }
+
+        return found(state), found(truth)
+
+    def _entries(self, names: tuple[str, ...], values: dict[str, Vector]) -> tuple[str, ...]:
+        return tuple(
+            f"{name}_{index}" if len(values[name]) > 1 else name
+            for name in names
+            if name in values
+            for index in range(len(values[name]))
+        )
+
+    def _action_names(self) -> tuple[str, ...]:
+        names: list[str] = []
+        several = len(self.robosuite.robots) > 1
+        for index, robot in enumerate(self.robosuite.robots):
+            composite = robot.composite_controller
+            for part, controller in composite.part_controllers.items():
+                start, end = composite._action_split_indexes[part]
+                before = f"robot{index}_" if several else ""
+                before += f"{part}_" if len(robot.arms) > 1 else ""
+                names += [before + one for one in _entries_of(controller, part, end - start)]
+        return tuple(names)
+
+    def _holders(self) -> dict[str, Any]:
+        """Everything that keeps numbers from one control step to the next."""
+        holders: dict[str, Any] = {}
+        for index, robot in enumerate(self.robosuite.robots):
+            for part, controller in robot.composite_controller.part_controllers.items():
+                holders[f"robot{index}/{part}"] = controller
+            for arm, gripper in robot.gripper.items():
+                holders[f"robot{index}/{arm}/gripper"] = gripper
+        return holders
+
+
+def make_task(task: Task, render_mode: str | None = None, **options: Any) -> RobosuiteEnvironment:
+    """What `gymnasium.make("robot_qsft/robosuite/TASK-v0", **options)` builds."""
+    return RobosuiteEnvironment(RobosuiteConfig(task=task, **options), render_mode)
+
+
+def _entries_of(controller: Any, part: str, count: int) -> list[str]:
+    if "gripper" in part:
+        return ["gripper_close"] if count == 1 else [f"gripper_{index}" for index in range(count)]
+    if controller.name in ("OSC_POSE", "IK_POSE") and count == 6:
+        return [*_AXES, *(f"rotation_{axis}" for axis in _AXES)]
+    if controller.name == "OSC_POSITION" and count == 3:
+        return [*_AXES]
+    if controller.name.startswith("JOINT"):
+        return [f"joint_{index + 1}" for index in range(count)]
+    return [f"{part}_{index}" for index in range(count)]
+
+
+def _numbers_of(holder: Any) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for name, value in vars(holder).items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            numbers[name] = value.copy()
+        elif value is None or isinstance(value, (bool, int, float)):
+            numbers[name] = value
+    return numbers
+
+
+def _unbounded(size: int) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
