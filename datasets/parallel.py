@@ -1,18 +1,18 @@
 """The same function over many tasks, in processes or on a Ray cluster, results in order."""
 
 import logging
-import multiprocessing
 import os
-import signal
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from queue import LifoQueue
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+from robot_qsft.datasets.worker import Worker, WorkerDiedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,47 +20,101 @@ R = TypeVar("R")
 _CONNECT_TIMEOUT_S = 5.0
 _AHEAD = 2
 """Tasks per worker that are handed out before their turn, so that no worker waits."""
+_TRIES = 3
+"""Workers that may die at a task before it is given up."""
 
 
-def in_processes(function: Callable[[T], R], tasks: Iterable[T], *, workers: int) -> Iterator[R]:
+def in_processes(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    workers: int,
+    describe: Callable[[T], str] = lambda task: "the same task",
+) -> Iterator[R]:
     """Yield `function(task)` for every task, in order; memory stays flat however many there are.
+
+    A task whose worker process dies is done again by a new one, with no other task beside it.
 
     Args:
         function: importable, as processes call it.
         tasks: picklable.
         workers: processes; 1 runs in this one.
+        describe: names a task to people.
 
     Raises:
-        RuntimeError: when a process died.
+        WorkerDiedError: when three workers died at the same task.
     """
     if workers <= 1:
         yield from map(function, tasks)
         return
     waiting: deque[Future[R]] = deque()
     queue = iter(tasks)
-    with (
-        _single_threaded_children(),
-        ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=start_worker
-        ) as pool,
-    ):
+    crew = _Crew(function, workers, describe)
+    with _single_threaded_children(), ThreadPoolExecutor(workers) as threads:
         try:
             for task in islice(queue, _AHEAD * workers):
-                waiting.append(pool.submit(function, task))
+                waiting.append(threads.submit(crew.do, task))
             while waiting:
                 result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, task) for task in islice(queue, 1))
+                waiting.extend(threads.submit(crew.do, task) for task in islice(queue, 1))
                 yield result
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died, perhaps for lack of memory; run the same command again, "
-                "with fewer workers if it dies again"
-            ) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            crew.stop_retrying()
+            threads.shutdown(wait=True, cancel_futures=True)
+            crew.dismiss()
 
 
-def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> Iterator[R]:
+class _Crew(Generic[T, R]):
+    """Workers for as many threads, each of which waits for the task that it gave to one."""
+
+    def __init__(self, function: Callable[[T], R], count: int, describe: Callable[[T], str]):
+        # The last to come in is the first to go out, lest more processes start than are needed.
+        self._idle: LifoQueue[Worker[T, R]] = LifoQueue()
+        for _ in range(count):
+            self._idle.put(Worker(function))
+        self._count, self._describe = count, describe
+        self._taking = Lock()
+        self._retrying = True
+
+    def do(self, task: T) -> R:
+        """What a worker makes of a task.
+
+        A retry first takes all workers: alone, the task has all memory to itself, and whatever
+        kills its worker again is the task's own doing.
+        """
+        for taken in (1, *[self._count] * (_TRIES - 1)):
+            with self._taking:  # or two retries would hold half of the workers each, for ever
+                workers = [self._idle.get() for _ in range(taken)]
+            try:
+                if taken == 1 or self._retrying:
+                    return workers[0](task)
+            except WorkerDiedError as error:
+                died = error
+            finally:
+                for worker in reversed(workers):
+                    self._idle.put(worker)
+        raise _died_at(self._describe(task)) from died
+
+    def stop_retrying(self) -> None:
+        """From now on a task is lost with its worker: nobody waits for it."""
+        self._retrying = False
+
+    def dismiss(self) -> None:
+        """End all processes, once no thread is in `do`."""
+        workers = [self._idle.get() for _ in range(self._count)]
+        for worker in workers:
+            worker.dismiss()
+        for worker in workers:
+            worker.join()
+
+
+def on_ray(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    address: str,
+    describe: Callable[[T], str] = lambda task: "the same task",
+) -> Iterator[R]:
     """Yield `function(task)` for every task, in order, from the workers of a Ray cluster.
 
     Every worker must see the same files under the same paths. A task whose worker dies is done
@@ -70,12 +124,15 @@ def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> I
         function: importable on the workers.
         tasks: picklable.
         address: of the cluster, such as "10.0.0.1:6379" or "auto".
+        describe: names a task to people.
 
     Raises:
         ValueError: when Ray is not installed or the cluster cannot be reached.
+        WorkerDiedError: when three workers died at the same task.
     """
     try:
         import ray
+        from ray import exceptions
     except ImportError as error:
         raise ValueError(
             "spreading work over a cluster needs Ray; pip install 'robot-qsft[ray]'"
@@ -86,19 +143,30 @@ def on_ray(function: Callable[[T], R], tasks: Iterable[T], *, address: str) -> I
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster(address, error) from error
     try:
-        remote: Callable[..., Any] = ray.remote(max_retries=-1)(_quietly).remote
+        remote: Callable[[T], Any] = ray.remote(max_retries=_TRIES - 1)(function).remote
         cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
         queue = iter(tasks)
         ahead = islice(queue, _AHEAD * max(1, int(cpus)))
-        waiting: deque[Any] = deque(remote(function, task) for task in ahead)
+        waiting = deque((task, remote(task)) for task in ahead)
         while waiting:
-            result = ray.get(waiting.popleft())
-            waiting.extend(remote(function, task) for task in islice(queue, 1))
-            if isinstance(result, ValueError):
-                raise result
+            task, answer = waiting.popleft()
+            try:
+                result = ray.get(answer)
+            except exceptions.RayTaskError as error:  # a remote traceback around what was raised
+                raise error.cause from error
+            except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+                raise _died_at(describe(task)) from error
+            waiting.extend((task, remote(task)) for task in islice(queue, 1))
             yield result
     finally:
         ray.shutdown()
+
+
+def _died_at(task: str) -> WorkerDiedError:
+    return WorkerDiedError(
+        f"{_TRIES} worker processes in a row died at {task}, perhaps for lack of memory; run the "
+        "same command again, with fewer workers if it dies again"
+    )
 
 
 def _check_answers(address: str) -> None:
@@ -116,27 +184,6 @@ def _no_cluster(address: str, error: BaseException) -> ValueError:
     return ValueError(
         f"no Ray cluster answers at {address} ({error}); start one with 'ray start --head'"
     )
-
-
-def _quietly(function: Callable[[T], R], task: T) -> R | ValueError:
-    """A user's error comes back as it is, not wrapped in a remote traceback."""
-    try:
-        return function(task)
-    except ValueError as error:
-        return ValueError(str(error))
-
-
-def start_worker() -> None:
-    """Begin a worker process: Ctrl-C is left to the parent, and when that dies the worker ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only worker processes have a parent"
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

@@ -58,12 +58,14 @@ class Collect:
         out: folder of the new data set.
         resume: go on with an interrupted collection of the same settings.
         workers: processes; 0 for one per core.
+        ray: address of a Ray cluster that does the work instead; "" for none.
         config: what is demonstrated.
     """
 
     out: Path
     resume: bool = False
     workers: int = 0
+    ray: str = ""
     config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
 
     def run(self) -> int:
@@ -76,6 +78,7 @@ class Collect:
                 self.config,
                 self.out,
                 workers=self.workers,
+                ray=self.ray,
                 resume=self.resume,
                 progress=lambda rollout: counter.add(rollout.episode.success),
             )
@@ -171,7 +174,7 @@ class Eval:
         with progress_bar() as progress:
             counter = Counter(progress, self.name, self.config.episodes)
             evaluation = evaluate(
-                PolicyFactory(str(checkpoint), self.decoding),
+                PolicyFactory(str(checkpoint.resolve()), self.decoding),
                 environment,
                 self.config,
                 folder,

@@ -55,6 +55,7 @@ def collect(
     path: Path,
     *,
     workers: int,
+    ray: str = "",
     resume: bool,
     progress: Callable[[Rollout], None],
     commit_every: int = _COMMIT_EVERY,
@@ -65,6 +66,7 @@ def collect(
         config: what to collect.
         path: folder of the data set.
         workers: processes; 0 for one per core.
+        ray: address of a Ray cluster that does the work instead; "" for none.
         resume: go on with an interrupted collection of the same settings.
         progress: told of every episode.
         commit_every: episodes that an interruption can lose at most.
@@ -76,7 +78,7 @@ def collect(
     planned = attempts(
         config.quality, config.environment, episodes=config.episodes, seed=config.seed
     )
-    made = rollouts(planned[done:], workers=workers or os.cpu_count() or 1)
+    made = rollouts(planned[done:], workers=workers or os.cpu_count() or 1, ray=ray)
     info = _info(config)
     while done < config.episodes:
         count = min(commit_every, config.episodes - done)

@@ -8,6 +8,7 @@ import tyro
 from rich.markup import escape
 
 from robot_qsft.console import complaints
+from robot_qsft.datasets.worker import WorkerDiedError
 
 _DESCRIPTION = "`robot-qsft COMMAND --help` lists every option with its default."
 
@@ -44,7 +45,7 @@ def run(commands: Any, arguments: Sequence[str] | None = None) -> None:
     """
     try:
         sys.exit(parse(commands, arguments).run())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerDiedError) as error:
         complaints.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:

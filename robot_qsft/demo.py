@@ -178,7 +178,7 @@ def _evaluate(
 ) -> Evaluation:
     counter = Counter(progress, f"evaluating {name}", config.evaluation.episodes)
     return evaluate(
-        PolicyFactory(str(checkpoint), decoding),
+        PolicyFactory(str(checkpoint.resolve()), decoding),
         _ENVIRONMENT,
         config.evaluation,
         out / "evaluations" / name.lower().replace(" ", "-"),

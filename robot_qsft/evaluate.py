@@ -37,6 +37,8 @@ class EvaluationConfig:
         episodes: start states; seeds `first_seed` … `first_seed` + episodes - 1.
         first_seed: of the start states.
         workers: processes; 0 for one per core. The result does not depend on it.
+        ray: address of a Ray cluster that does the work instead; "" for none. Its machines have
+            the policy under the same path.
         videos: of how many episodes a video is written.
         video_size: height and width of the videos in pixels.
     """
@@ -44,6 +46,7 @@ class EvaluationConfig:
     episodes: int = 100
     first_seed: int = FIRST_SEED
     workers: int = 0
+    ray: str = ""
     videos: int = 0
     video_size: int = 256
 
@@ -59,7 +62,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class PolicyFactory:
-    """Loads a saved policy, in whichever process acts by it."""
+    """Loads a saved policy, in whichever process acts by it.
+
+    Attributes:
+        folder: of the checkpoint; absolute, as processes of a cluster start elsewhere.
+        decoding: how actions are chosen.
+    """
 
     folder: str
     decoding: DecodingConfig
@@ -160,6 +168,7 @@ def evaluate(
 
     Raises:
         ValueError: when `folder` holds results of other settings.
+        RuntimeError: when an episode fails, naming its seed.
     """
     settings = {
         **settings,
@@ -172,8 +181,9 @@ def evaluate(
     attempts = [
         Attempt(environment, factory, seed, keep_images=False) for seed in seeds if seed not in done
     ]
+    workers = config.workers or os.cpu_count() or 1
     with (folder / EPISODES).open("a") as log:
-        for rollout in rollouts(attempts, workers=config.workers or os.cpu_count() or 1):
+        for rollout in rollouts(attempts, workers=workers, ray=config.ray):
             result = EpisodeResult.of(rollout)
             log.write(json.dumps(asdict(result)) + "\n")
             log.flush()

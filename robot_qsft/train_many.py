@@ -19,7 +19,7 @@ import torch
 from rich.progress import Progress
 
 from robot_qsft.datasets.batches import TrainingData
-from robot_qsft.datasets.parallel import start_worker
+from robot_qsft.datasets.worker import start_worker
 from robot_qsft.train import TrainConfig, train
 from robot_qsft.training_display import TrainingDisplay
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Policy, Vector
-from robot_qsft.datasets.parallel import in_processes
+from robot_qsft.datasets.parallel import in_processes, on_ray
 from robot_qsft.sim.environment import (
     Environment,
     EnvironmentConfig,
@@ -61,20 +61,28 @@ class Rollout:
     behaviour_log_probabilities: Vector
 
 
-def rollouts(attempts: Iterable[Attempt], *, workers: int) -> Iterator[Rollout]:
+def rollouts(attempts: Iterable[Attempt], *, workers: int, ray: str = "") -> Iterator[Rollout]:
     """Run attempts, yielding them in their order; memory stays flat however many there are.
 
-    The result of an attempt does not depend on `workers`, nor on what ran before it.
+    The result of an attempt does not depend on who runs it, nor on what ran before it. An attempt
+    whose worker dies is run again.
 
     Args:
         attempts: what to run.
         workers: processes; 1 runs in this one.
+        ray: address of a Ray cluster that does the work instead; "" for none.
 
     Raises:
         ValueError: when a policy or environment refuses what it is given, naming the seed.
         RuntimeError: when an attempt fails otherwise, naming its seed and cause.
     """
-    return in_processes(_run, attempts, workers=workers)
+    if ray:
+        return on_ray(_run, attempts, address=ray, describe=_name)
+    return in_processes(_run, attempts, workers=workers, describe=_name)
+
+
+def _name(attempt: Attempt) -> str:
+    return f"the episode with seed {attempt.seed} in {attempt.environment.task}"
 
 
 def _run(attempt: Attempt) -> Rollout:
@@ -82,9 +90,7 @@ def _run(attempt: Attempt) -> Rollout:
         return run_attempt(attempt, _environment(attempt.environment), _policy(attempt.policy))
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(
-            f"the episode with seed {attempt.seed} in {attempt.environment.task} failed: {error}"
-        ) from error
+        raise kind(f"{_name(attempt)} failed: {error}") from error
 
 
 def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> Rollout:

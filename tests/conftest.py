@@ -1,7 +1,7 @@
 """Small data and small runs that several test files share."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +137,18 @@ def write_dataset() -> WriteDataset:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """A Ray cluster of one worker with one CPU, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        yield started
+        started.shutdown()
 
 
 CommandLine = Callable[..., tuple[int, str]]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from robot_qsft.command_line import run as run_command
 from robot_qsft.datasets.features import Camera
 from robot_qsft.datasets.store import Dataset
+from robot_qsft.datasets.worker import WorkerDiedError
 
 DATA = "data/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.front/chunk-000/file-000.mp4"
@@ -404,6 +407,22 @@ def test_policy_for_another_robot_is_refused(
     assert status == 0, printed
     sentence = refused("eval", "--run", tmp_path / "run", "--episodes", "2", "--workers", "1")
     assert re.search(r"seed 10000000 in Stitch failed: state must have 1 entries", sentence)
+
+
+@dataclass(frozen=True)
+class Dying:
+    """Gives up after some workers died."""
+
+    def run(self) -> int:
+        raise WorkerDiedError("3 worker processes in a row died at the episode with seed 7")
+
+
+def test_dying_workers_end_in_one_sentence(capfd):
+    with pytest.raises(SystemExit) as ended:
+        run_command(Dying, [])
+    assert ended.value.code == 1
+    sentence = "3 worker processes in a row died at the episode with seed 7"
+    assert capfd.readouterr().err.splitlines() == [f"error: {sentence}"]
 
 
 def test_collect_does_not_touch_what_is_there(refused, demonstrations):

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import av
@@ -39,8 +40,10 @@ class Quiet:
     def validated(self, step, metrics): ...
 
 
-def evaluate_script(folder: Path, script: Script = CLUMSY, *, told=None, **changes) -> Evaluation:
-    settings = {"script": repr(script)}
+def evaluate_script(
+    folder: Path, script: Script = CLUMSY, *, recorded: Script | None = None, told=None, **changes
+) -> Evaluation:
+    settings = {"script": repr(recorded or script)}
     config = EvaluationConfig(**{"episodes": 6, "workers": 1, **changes})
     told = [] if told is None else told
     return evaluate(script, LIFT, config, folder, settings=settings, progress=told.append)
@@ -108,6 +111,13 @@ def test_trained_policy_gives_the_same_result_again_whatever_the_workers(
     assert len({json.dumps(episode.actions) for episode in episodes}) == 4
 
 
+def assert_same_files(one: Path, other: Path) -> None:
+    names = {file.name for file in one.iterdir()}
+    assert {file.name for file in other.iterdir()} == names
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
 def copy_interrupted(whole: Path, folder: Path, *, lines: int, rest: int) -> None:
     """`whole` as it was after so many lines and bytes of the next."""
     shutil.copytree(whole, folder)
@@ -126,9 +136,7 @@ def test_interrupted_evaluation_goes_on_to_the_same_result(whole, tmp_path, line
     told: list[EpisodeResult] = []
     evaluate_script(folder, told=told)
     assert len(told) == 6 - lines
-    for file in whole.iterdir():
-        assert (folder / file.name).read_bytes() == file.read_bytes()
-    assert {file.name for file in folder.iterdir()} == {file.name for file in whole.iterdir()}
+    assert_same_files(whole, folder)
 
 
 def test_finished_evaluation_is_read_and_extended_not_repeated(whole, tmp_path):
@@ -142,6 +150,65 @@ def test_finished_evaluation_is_read_and_extended_not_repeated(whole, tmp_path):
     # Asked for fewer again, it reports on those.
     evaluate_script(folder, episodes=3)
     assert read_evaluation(folder).seeds == (10_000_000, 10_000_001, 10_000_002)
+
+
+DEADLY = '''
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from robot_qsft.sim.pybullet.demonstrators import Script, ScriptedDemonstrator
+
+@dataclass(frozen=True)
+class Deadly(Script):
+    """Kills its process at one start state while the marker is there; `once`, not again."""
+    seed: int = 0
+    marker: str = ""
+    once: bool = True
+
+    def __call__(self):
+        return DeadlyDemonstrator(self)
+
+class DeadlyDemonstrator(ScriptedDemonstrator):
+    def reset(self, *, seed):
+        super().reset(seed=seed)
+        script = self._script
+        if seed == script.seed and Path(script.marker).exists():
+            if script.once:
+                Path(script.marker).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """Makes CLUMSY die at the fourth start state; the marker is there."""
+    (tmp_path / "deadly_for_tests.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    marker = tmp_path / "deadly"
+    marker.touch()
+    make = import_module("deadly_for_tests").Deadly
+    fields = {**asdict(CLUMSY), "seed": 10_000_003, "marker": str(marker)}
+    return lambda *, once: make(**fields, once=once)
+
+
+def test_evaluation_outlives_a_worker(whole, deadly, tmp_path):
+    evaluate_script(tmp_path / "out", deadly(once=True), recorded=CLUMSY, workers=2)
+    assert not (tmp_path / "deadly").exists(), "a worker died"
+    assert_same_files(whole, tmp_path / "out")
+
+
+def test_episode_that_kills_every_worker_is_named_and_the_rest_kept(whole, deadly, tmp_path):
+    script, folder = deadly(once=False), tmp_path / "out"
+    told: list[EpisodeResult] = []
+    with pytest.raises(RuntimeError, match="died at the episode with seed 10000003 in Lift, perh"):
+        evaluate_script(folder, script, recorded=CLUMSY, workers=2, told=told)
+    kept = (folder / "episodes.jsonl").read_bytes().splitlines()
+    assert kept == (whole / "episodes.jsonl").read_bytes().splitlines()[:3]
+    assert len(told) == 3
+    (tmp_path / "deadly").unlink()
+    evaluate_script(folder, script, recorded=CLUMSY, workers=2, told=told)
+    assert [episode.seed for episode in told] == list(range(10_000_000, 10_000_006)), "each once"
+    assert_same_files(whole, folder)
 
 
 def test_other_settings_are_refused(whole, tmp_path):

@@ -1,6 +1,6 @@
 """Ingestion over a Ray cluster: the same files, also when a worker dies on the way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,7 @@ from robot_qsft.datasets.ingest import IngestConfig, ingest
 from robot_qsft.datasets.mapped import MappedSource
 from robot_qsft.datasets.suggest_map import suggest
 
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Two workers on this machine, one CPU each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield started
-    started.shutdown()
+pytest.importorskip("ray", reason="Ray is not installed")
 
 
 def files(folder: Path) -> dict[str, bytes]:
