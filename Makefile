@@ -1,19 +1,27 @@
 # `make demo` and `make test` set up what they need in .venv; everything else is for developers.
 PYTHON ?= python3
 VENV := .venv
+EXTRAS := dev
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPECHECK := build/typecheck
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/robot_qsft/wheels
-DOWNLOAD := $(BIN)/pip download --quiet --no-cache-dir --constraint constraints.txt --dest $(WHEELS)
-INSTALL := $(BIN)/pip install --quiet --no-index --find-links $(WHEELS) --constraint constraints.txt
+DOWNLOAD := $(BIN)/pip download --quiet --no-cache-dir --constraint $(CONSTRAINTS) --dest $(WHEELS)
+INSTALL := $(BIN)/pip install --quiet --no-index --find-links $(WHEELS) --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow lint format picture wheels system-packages clean
+# robosuite needs numpy 1 and so an environment of its own; all else is tested with numpy 2.
+ROBOSUITE := $(MAKE) --no-print-directory VENV=.venv-robosuite EXTRAS=robosuite,test \
+	CONSTRAINTS=constraints-robosuite.txt WHEELS=$(WHEELS)-robosuite
+ROBOSUITE_TESTS := $(wildcard tests/test_robosuite_*.py) tests/test_format_table.py
+
+.PHONY: help demo test test-slow lint format picture wheels system-packages clean robosuite test-robosuite
 
 help:
 	@echo "make demo             mixed demonstrations to a policy that beats them, and a report"
 	@echo "make test             the tests, in under 10 minutes"
 	@echo "make test-slow        the tests that take longer"
+	@echo "make robosuite        .venv-robosuite, an environment with robosuite"
 	@echo "make lint             style, types and import layering"
 	@echo "make system-packages  what some tests need from the system (uses apt where it may)"
 	@echo "make picture          the README's picture, from the report of the last demo"
@@ -24,6 +32,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) system-packages
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(ROBOSUITE) test-robosuite
+
+test-robosuite: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ROBOSUITE_TESTS)
+
+robosuite:
+	$(ROBOSUITE) .venv-robosuite/.installed
 
 test-slow: $(INSTALLED) system-packages
 	$(BIN)/python -m pytest -m slow
@@ -49,26 +64,27 @@ picture: system-packages
 # Packages are kept in WHEELS rather than in pip's cache, which is of no use without a network:
 # with them there, a fresh clone sets itself up offline.
 # torch goes first: with it in place no other package asks the index for a newer build.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -VV | cat - $^ | cmp --silent - $(WHEELS)/kept-for || $(MAKE) --no-print-directory wheels
 	$(INSTALL) setuptools torch
-	$(INSTALL) --no-build-isolation --editable ".[dev]"
+	$(INSTALL) --no-build-isolation --editable ".[$(EXTRAS)]"
 	touch $@
 
 wheels:
 	rm -f $(WHEELS)/*.whl $(WHEELS)/*.tar.gz $(WHEELS)/kept-for
 	$(DOWNLOAD) "setuptools>=77" torch
 	$(INSTALL) setuptools torch
-	$(DOWNLOAD) --no-build-isolation ".[dev]"
-	$(BIN)/python -VV | cat - pyproject.toml constraints.txt >$(WHEELS)/kept-for
+	$(DOWNLOAD) --no-build-isolation ".[$(EXTRAS)]"
+	$(BIN)/python -VV | cat - pyproject.toml $(CONSTRAINTS) >$(WHEELS)/kept-for
 
-# Tests that need a browser skip with the reason where it is not installed.
+# Tests that need a browser or OpenGL skip with the reason where it is not installed.
+PACKAGES := chromium libegl1 libgl1-mesa-dri libosmesa6
 system-packages:
-	@command -v chromium >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null; } || \
-	echo "chromium is not installed: the report is not looked at in a browser"
+	@dpkg-query --show $(PACKAGES) >/dev/null 2>&1 || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $(PACKAGES) >/dev/null; } || \
+	echo "not all of $(PACKAGES) are installed: tests of pages and of rendering may skip"
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-robosuite build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ import tyro
 from rich.table import Table
 
 from robot_qsft import recipes
-from robot_qsft.collect import CollectConfig, collect
+from robot_qsft.collect import CollectConfig, collect, record
 from robot_qsft.command_line import run
 from robot_qsft.console import (
     Counter,
@@ -34,12 +34,15 @@ from robot_qsft.intervals import Estimate
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.token_policy import DecodingConfig
+from robot_qsft.replay_command import Replay
+from robot_qsft.sim.rollouts import Rollout
 from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
 from robot_qsft.training_display import TrainingDisplay
 from robot_qsft.training_state import latest_checkpoint
 
+_HDF5 = (".hdf5", ".h5")
 _RECIPES = {
     "images": recipes.images(),
     "rt1-images": recipes.rt1_images(),
@@ -55,8 +58,9 @@ class Collect:
     """Let scripted demonstrators, good and bad, fill a data set (LeRobot v3.0 layout).
 
     Attributes:
-        out: folder of the new data set.
-        resume: go on with an interrupted collection of the same settings.
+        out: folder of the new data set; NAME.hdf5 for a robomimic file of robosuite's tasks, which
+            keeps the simulator's states, too.
+        resume: go on with an interrupted collection of the same settings (a folder's).
         workers: processes; 0 for one per core.
         ray: address of a Ray cluster that does the work instead; "" for none.
         config: what is demonstrated.
@@ -74,13 +78,27 @@ class Collect:
             counter = Counter(
                 progress, f"{self.config.quality} demonstrations", self.config.episodes
             )
+
+            def progressed(rollout: Rollout) -> None:
+                counter.add(rollout.episode.success)
+
+            if self.out.suffix in _HDF5:
+                record(
+                    self.config,
+                    self.out,
+                    workers=self.workers,
+                    ray=self.ray,
+                    progress=progressed,
+                )
+                console.print(f"{self.config.episodes} episodes in {self.out}", soft_wrap=True)
+                return 0
             dataset = collect(
                 self.config,
                 self.out,
                 workers=self.workers,
                 ray=self.ray,
                 resume=self.resume,
-                progress=lambda rollout: counter.add(rollout.episode.success),
+                progress=progressed,
             )
         done = f"{len(dataset)} episodes, {dataset.frame_count} frames in {self.out}"
         console.print(done, soft_wrap=True)  # paths stay in one piece
@@ -218,7 +236,7 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = Collect | DataCommand | Train | Eval | Demo | Doctor
+Command: TypeAlias = Collect | DataCommand | Train | Eval | Replay | Demo | Doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,19 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
 from robot_qsft.json_file import write_json
 from robot_qsft.sim.environment import make_environment, settings_of
 from robot_qsft.sim.recipes import Quality, attempts
-from robot_qsft.sim.rollouts import Rollout, rollouts
+from robot_qsft.sim.robosuite.config import RobosuiteConfig
+from robot_qsft.sim.rollouts import Rollout, Simulation, rollouts
 from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 
 SETTINGS = "collected.json"
@@ -90,6 +92,54 @@ def collect(
                 write_json(path / SETTINGS, _settings(config))
         done += count
     return Dataset.open(path)
+
+
+def record(
+    config: CollectConfig,
+    path: Path,
+    *,
+    workers: int,
+    ray: str = "",
+    progress: Callable[[Rollout], None],
+) -> None:
+    """Collect demonstrations of robosuite into a robomimic HDF5 file, simulator states included.
+
+    The file appears when it is complete; an interrupted collection begins again.
+
+    Args:
+        config: what to collect.
+        path: of the file; nothing may be there.
+        workers: processes; 0 for one per core.
+        ray: address of a Ray cluster that does the work instead; "" for none.
+        progress: told of every episode.
+
+    Raises:
+        ValueError: when something is at `path`, or the environment is not robosuite's.
+    """
+    if not isinstance(config.environment, RobosuiteConfig):
+        raise ValueError(
+            f"a robomimic file holds states of robosuite, not of {config.environment.simulator}; "
+            "let --out be a folder"
+        )
+    if path.exists():
+        raise ValueError(f"{path} exists already; remove it or choose another --out")
+    from robot_qsft.sim.robosuite.recording import write_recordings
+    from robot_qsft.sim.robosuite.tasks import RobosuiteEnvironment
+
+    planned = [
+        replace(one, keep_simulation=True)
+        for one in attempts(
+            config.quality, config.environment, episodes=config.episodes, seed=config.seed
+        )
+    ]
+
+    def episodes() -> Iterator[tuple[Episode, Simulation]]:
+        for rollout in rollouts(planned, workers=workers or os.cpu_count() or 1, ray=ray):
+            assert rollout.simulation is not None, "asked for"
+            progress(rollout)
+            yield rollout.episode, rollout.simulation
+
+    write_recordings(path, episodes(), RobosuiteEnvironment(config.environment))
 
 
 def _already_collected(config: CollectConfig, path: Path, *, resume: bool) -> int:

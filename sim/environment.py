@@ -1,11 +1,11 @@
 """What every simulated task offers, whichever engine runs it.
 
-Shape legend: A action dimensions, E environment-state dimensions, H height, S state dimensions,
-W width.
+Shape legend: A action dimensions, D simulator-state dimensions, E environment-state dimensions,
+H height, S state dimensions, W width.
 """
 
 from dataclasses import asdict
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -39,6 +39,17 @@ class Environment(Protocol):
 
         Without `render` the observation has no images, which may be most of the work.
         """
+
+
+@runtime_checkable
+class RewindableEnvironment(Environment, Protocol):
+    """An environment whose simulator is told by a vector and a model, as robosuite's is."""
+
+    def simulator_state(self) -> NDArray[np.float64]:
+        """What with the model decides how an episode goes on, float64 (D,)."""
+
+    def model_xml(self) -> str:
+        """The episode's model."""
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

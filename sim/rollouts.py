@@ -1,6 +1,6 @@
 """Episodes, in parallel processes and in order.
 
-Shape legend: T steps.
+Shape legend: D simulator-state dimensions, T steps.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Policy, Vector
@@ -15,6 +16,7 @@ from robot_qsft.datasets.parallel import in_processes, on_ray
 from robot_qsft.sim.environment import (
     Environment,
     EnvironmentConfig,
+    RewindableEnvironment,
     make_environment,
     observation_of,
 )
@@ -35,6 +37,7 @@ class Attempt:
         demonstrator: name to record.
         keep_images: whether the episode has the frames; without, only those are rendered that the
             policy asks for.
+        keep_simulation: whether the simulator's states and model are kept, too (robosuite).
     """
 
     environment: EnvironmentConfig
@@ -42,6 +45,20 @@ class Attempt:
     seed: int
     demonstrator: str = ""
     keep_images: bool = True
+    keep_simulation: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What an episode was computed from, as robomimic's data sets keep it.
+
+    Attributes:
+        states: float64 (T, D), of the simulator before each action.
+        model_xml: of the episode.
+    """
+
+    states: NDArray[np.float64]
+    model_xml: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +70,14 @@ class Rollout:
         episode: what happened.
         values: float32 (T,), value of each chosen action; NaN where the policy gave none.
         behaviour_log_probabilities: float32 (T,), in nats; NaN likewise.
+        simulation: where it was asked for.
     """
 
     attempt: Attempt
     episode: Episode
     values: Vector
     behaviour_log_probabilities: Vector
+    simulation: Simulation | None = None
 
 
 def rollouts(attempts: Iterable[Attempt], *, workers: int, ray: str = "") -> Iterator[Rollout]:
@@ -99,6 +118,9 @@ def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> R
     policy.reset(seed=attempt.seed)
     observations, actions, rewards, successes = [], [], [], []
     values, log_probabilities = [], []
+    simulator = environment if attempt.keep_simulation else None
+    assert simulator is None or isinstance(simulator, RewindableEnvironment)
+    simulator_states = []
     terminated = truncated = False
     while not (terminated or truncated):
         chunk = policy.act(observation_of(gym_observation))
@@ -107,6 +129,8 @@ def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> R
             if not attempt.keep_images:
                 observation = replace(observation, images={})
             observations.append(observation)
+            if simulator is not None:
+                simulator_states.append(simulator.simulator_state())
             asks_next = index + 1 == len(chunk.actions)
             gym_observation, reward, terminated, truncated, info = environment.step(
                 action, render=attempt.keep_images or asks_next
@@ -133,7 +157,10 @@ def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> R
         environment_states=np.stack([seen.environment_state for seen in observations]),
         demonstrator=attempt.demonstrator,
     )
-    return Rollout(attempt, episode, _floats(values), _floats(log_probabilities))
+    simulation = None
+    if simulator is not None:
+        simulation = Simulation(np.stack(simulator_states), simulator.model_xml())
+    return Rollout(attempt, episode, _floats(values), _floats(log_probabilities), simulation)
 
 
 def _floats(numbers: list[float | None]) -> Vector:

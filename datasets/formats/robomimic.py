@@ -45,7 +45,8 @@ class RobomimicSource:
     Attributes:
         path: of the file.
         info: what all demos have in common.
-        env_args: how to make the environment, as stored; empty where the file does not tell.
+        env_args: how to make the environment, as stored, or in these words what robosuite's own
+            collector stores; empty where the file does not tell.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -58,10 +59,8 @@ class RobomimicSource:
         self._file = DemoFile(self.path)
         layout = self._file.layout
         env_args = self._file.data.json("env_args")
-        self.env_args: Mapping[str, Any] = env_args or {}
-        env_kwargs = (
-            self._file.data.json("env_info") if env_args is None else env_args.get("env_kwargs")
-        )
+        self.env_args: Mapping[str, Any] = env_args or self._of_the_collector()
+        env_kwargs = self.env_args.get("env_kwargs")
         seen = layout.cameras or any(name.startswith("obs/") for name in layout.columns)
         notes = layout.notes if seen else (*layout.notes, _STATES_ONLY)
         self.info = SourceInfo(
@@ -100,9 +99,23 @@ class RobomimicSource:
         check_camera(self, camera)
         return self._file.frames(index, camera)
 
+    def model_xml(self, index: int) -> str:
+        """The simulator's model of a demo; "" where the file has none."""
+        check_index(self, index)
+        xml = self._file.demo(index)[0].attribute("model_file")
+        return xml if isinstance(xml, str) else ""
+
     def files(self) -> tuple[Path, ...]:
         """The file."""
         return (self.path,)
+
+    def _of_the_collector(self) -> dict[str, Any]:
+        """`env_args` told from what robosuite's own collector stores."""
+        env_kwargs, name = self._file.data.json("env_info"), self._file.data.attribute("env")
+        if env_kwargs is None:
+            return {}
+        version = self._file.data.attribute("repository_version")
+        return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": env_kwargs}
 
     def _splits(self) -> dict[str, tuple[int, ...]]:
         if "mask" not in self._file.root:

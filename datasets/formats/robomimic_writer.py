@@ -34,11 +34,13 @@ class Demo:
             "states", "obs/<key>" and "action_dict/<key>".
         images: observation key ("agentview_image") to T frames, upright RGB uint8 (H, W, 3).
         instruction: what was asked for; "" where nothing is known.
+        model_xml: the simulator's model; "" where there is none.
     """
 
     columns: Columns
     images: Mapping[str, Iterable[Image]] = field(default_factory=_no_images)
     instruction: str = ""
+    model_xml: str = ""
 
 
 def write_robomimic(
@@ -124,6 +126,8 @@ def _write_demo(data: Any, name: str, demo: Demo) -> int:
     group.attrs["num_samples"] = steps
     if demo.instruction:
         group.attrs["ep_meta"] = json.dumps({"lang": demo.instruction})
+    if demo.model_xml:
+        group.attrs["model_file"] = demo.model_xml
     return steps
 
 

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Vector
 from robot_qsft.sim.robosuite.camera import CameraRenderer
 from robot_qsft.sim.robosuite.config import CAMERAS, RobosuiteConfig, Task
@@ -83,6 +84,7 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._cube = self.env_args.env_name == "Lift"
         self._before = Variation.of(self._model, cube=self._cube)
         self._renderer: CameraRenderer | None = None
+        self._loaded_xml = ""
         self._control = ControlLoop(self.robosuite)
         self._steps, self._finished = 0, True
         self._instruction = _INSTRUCTIONS.get(self.env_args.env_name, self.env_args.env_name)
@@ -136,22 +138,29 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         Raises:
             ValueError: when the action has another shape or holds NaN, or the episode is over.
         """
+        if self._finished:
+            raise ValueError("the episode is over; call reset first")
+        reward, success = self.apply(action)
+        self._steps += 1
+        truncated = not success and self._steps >= self.config.max_steps
+        self._finished = success or truncated
+        observation = self._observe(render=render)
+        return observation, reward, success, truncated, {"is_success": success}
+
+    def apply(self, action: NDArray[np.float32]) -> tuple[float, bool]:
+        """Take one action, whether or not the episode is over; gives reward and success.
+
+        Raises:
+            ValueError: when the action has another shape or holds NaN.
+        """
         action = np.asarray(action, np.float64)
         if action.shape != (len(self.action_names),) or not np.isfinite(action).all():
             raise ValueError(
                 f"the action must be {len(self.action_names)} finite numbers "
                 f"({', '.join(self.action_names)}), got {action.tolist()}"
             )
-        if self._finished:
-            raise ValueError("the episode is over; call reset first")
         reward, success = self._control.step(action.clip(-1, 1))
-        if self.config.reward == "sparse":
-            reward = float(success)
-        self._steps += 1
-        truncated = not success and self._steps >= self.config.max_steps
-        self._finished = success or truncated
-        observation = self._observe(render=render)
-        return observation, reward, success, truncated, {"is_success": success}
+        return (float(success) if self.config.reward == "sparse" else reward), success
 
     def render(self) -> NDArray[np.uint8]:
         """The image of agentview."""
@@ -159,9 +168,7 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def close(self) -> None:
         """Release the simulator and the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._close_renderer()
         self.robosuite.close()
 
     def snapshot(self) -> Snapshot:
@@ -191,6 +198,49 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.np_random.bit_generator.state, self.robosuite.rng.bit_generator.state = snapshot.random
         return self._observe(render=True)
 
+    def load(self, state: NDArray[np.float64], *, model: str) -> dict[str, Any]:
+        """Begin at a recorded simulator state; gives the observation there.
+
+        Args:
+            state: float64 (D,), as `simulator_state` gives it.
+            model: the recorded episode's XML; "" for the present model.
+
+        Raises:
+            ValueError: when the model cannot be compiled, or the state is not one of it.
+        """
+        if model and model != self._loaded_xml:
+            self._compile(model)
+        expected = len(self.simulator_state())
+        if state.shape != (expected,) or not np.isfinite(state).all():
+            raise ValueError(
+                f"a simulator state of {self.env_args.env_name} is {expected} finite numbers, got "
+                f"shape {state.shape}; the demonstrations were made with another model"
+            )
+        self._begin(state)
+        return self._observe(render=True)
+
+    def go_to(self, state: NDArray[np.float64]) -> tuple[dict[str, Any], float, bool]:
+        """Put the simulator into a state (D,) of the present model.
+
+        Returns:
+            The observation there, and the reward and success of an action that leads there.
+        """
+        self.robosuite.sim.set_state_from_flattened(state)
+        self.robosuite.sim.forward()
+        success = bool(self.robosuite._check_success())
+        sparse = self.config.reward == "sparse"
+        reward = float(success) if sparse else float(self.robosuite.reward(None))
+        return self._observe(render=True), reward, success
+
+    def observation_columns(self, episode: Episode) -> dict[str, Vector]:
+        """An episode's states as robomimic keeps them: sensor name to (T, ...), and "object"."""
+        names = [name.rpartition("_") for name in self.state_names]
+        columns: dict[str, list[int]] = {}
+        for entry, (sensor, _, _) in enumerate(names):
+            columns.setdefault(sensor, []).append(entry)
+        seen = {sensor: episode.states[:, entries] for sensor, entries in columns.items()}
+        return {**seen, "object": episode.environment_states}
+
     def simulator_state(self) -> NDArray[np.float64]:
         """Time, positions and velocities, float64 (D,), as robomimic's data sets store them."""
         state: NDArray[np.float64] = self.robosuite.sim.get_state().flatten()
@@ -217,21 +267,36 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._model.body_pos[:], self._model.body_quat[:] = fresh.body_pos, fresh.body_quat
         return xml
 
+    def _compile(self, model: str) -> None:
+        """Go on with another model of the same environment."""
+        self._close_renderer()
+        try:
+            self.robosuite.reset_from_xml_string(self.robosuite.edit_model_xml(model))
+        except Exception as error:  # whatever robosuite and MuJoCo stumble over in a file
+            raise ValueError(
+                f"the recorded model of {self.env_args.env_name} cannot be loaded "
+                f"({type(error).__name__}: {error!s:.200}); it may be of another robosuite"
+            ) from error
+        self._loaded_xml = self._compiled_xml = model
+        self._before = Variation.of(self._model, cube=self._cube)
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
     def _begin(self, state: NDArray[np.float64]) -> None:
         """Start from a simulator state (D,), so that actions alone lead to the same again.
 
-        As robosuite's own collector does: nothing of an earlier solution is left for the solver to
-        start from, and the arm rests towards its nominal posture, which no state holds.
+        As robosuite's own collector and playback do: controllers and grippers begin at the arm's
+        nominal posture, and the solver with nothing of an earlier solution.
         """
         robosuite = self.robosuite
         robosuite.sim.reset()
+        for robot in robosuite.robots:
+            robot.reset(deterministic=True, rng=robosuite.rng)
         robosuite.sim.set_state_from_flattened(state)
         robosuite.sim.forward()
-        for robot in robosuite.robots:
-            for arm in robot.arms:
-                robot.composite_controller.part_controllers[arm].initial_joint = np.array(
-                    robot.init_qpos
-                )
         self._control = ControlLoop(robosuite)
         self._steps, self._finished = 0, False
 

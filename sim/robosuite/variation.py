@@ -7,6 +7,7 @@ Shape legend: B bodies.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -88,7 +89,17 @@ def model_xml(compiled_from: str, model: Any, *, before: Variation, cube: bool) 
         for element in root.iter("geom"):
             if element.get("name", "").startswith("cube_g0"):
                 element.set("size", size)
+    for element in root.iter():
+        if file := element.get("file"):
+            element.set("file", _below_robosuite(file))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _below_robosuite(file: str) -> str:
+    """A path without the folder that robosuite is installed in, which `edit_model_xml` puts in."""
+    parts = Path(file).parts
+    installed = [place for place, part in enumerate(parts) if part == "robosuite"]
+    return str(Path(*parts[installed[-1] :])) if installed else file
 
 
 def _cube_geoms(model: Any) -> list[int]:
