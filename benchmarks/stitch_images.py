@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+from learning import Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 from numpy.typing import NDArray
 from report import publish, quick_from_command_line
-from stitch import Run, figure_of, mean_over_seeds, run_all, stitch_setup, successes
 
 from robot_qsft import recipes
 from robot_qsft.evaluate import EvaluationConfig

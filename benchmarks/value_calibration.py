@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from learning import Run, figure_of, run_all, stitch_setup
 from report import RESULTS, publish, quick_from_command_line
-from stitch import Run, figure_of, run_all, stitch_setup
 
 from robot_qsft import recipes
 from robot_qsft.calibration import Calibration, calibration

@@ -1,5 +1,6 @@
 """What a result was computed on, and what it took."""
 
+import contextlib
 import importlib.metadata
 import platform
 import resource
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 _PACKAGES = ("robot-qsft", "torch", "numpy", "pybullet", "gymnasium", "opencv-python-headless")
+_EXTRAS = ("robosuite", "mujoco")
 
 
 def versions() -> dict[str, str]:
@@ -14,6 +16,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         found[package] = importlib.metadata.version(package)
+    for package in _EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found
 
 

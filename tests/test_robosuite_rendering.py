@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -66,34 +67,46 @@ def difference(image, other):
     return float(np.abs(image.astype(int) - other).mean())
 
 
-@opengl
-@pytest.mark.parametrize("task", ["Lift", "Can", "Door"])
-def test_exact_is_pixel_for_pixel_what_robosuite_draws(environment_of, task):
+@contextmanager
+def drawn_by_robosuite(environment):
+    """Draws what `environment` is at, by robosuite's own means: a function of camera and size."""
     robosuite = engine.import_robosuite(log=False)
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
-    own = None
-    sizes = (84, 64, 200) if task == "Lift" else (84,)
-    for size in sizes:
-        config = RobosuiteConfig(task, cameras=BOTH, image_size=size, rendering="exact")
-        environment = environment_of(config)
-        observation = somewhere(environment, seed=size)
-        if own is None:
-            own = environment.env_args.make(robosuite)
-            own.reset()
-        own.reset_from_xml_string(environment.model_xml())
-        own.sim.set_state_from_flattened(environment.simulator_state())
-        own.sim.forward()
-        context = MjRenderContextOffscreen(own.sim, device_id=-1)
-        context.vopt.geomgroup[:2] = (0, 1)  # as robosuite does: no collision shapes
+    own = environment.env_args.make(robosuite)
+    own.reset_from_xml_string(environment.model_xml())
+    own.sim.set_state_from_flattened(environment.simulator_state())
+    own.sim.forward()
+    context = MjRenderContextOffscreen(own.sim, device_id=-1)
+    context.vopt.geomgroup[:2] = (0, 1)  # as robosuite does: no collision shapes
+
+    def draw(camera, size):
+        context.gl_ctx.make_current()
+        return own.sim.render(size, size, camera_name=camera)[::-1]  # it has its last row first
+
+    yield draw
+    context.gl_ctx.make_current()  # else robosuite frees what is in another context
+    own.close()
+    del context
+    gc.collect()
+
+
+@opengl
+@pytest.mark.parametrize(
+    ("task", "size"), [("Lift", 84), ("Lift", 64), ("Lift", 200), ("Can", 84), ("Door", 84)]
+)
+def test_exact_is_pixel_for_pixel_what_robosuite_draws(environment_of, task, size):
+    config = RobosuiteConfig(task, cameras=BOTH, image_size=size, rendering="exact")
+    environment = environment_of(config)
+    observation = somewhere(environment, seed=size)
+    with drawn_by_robosuite(environment) as draw:
         for camera in BOTH:
             image = observation["images"][camera]
             assert image.shape == (size, size, 3)
             assert image.std() > 10
-            context.gl_ctx.make_current()
-            theirs = own.sim.render(size, size, camera_name=CAMERAS[camera])
-            np.testing.assert_array_equal(image, theirs[::-1])  # theirs has its last row first
-    own.close()
+            np.testing.assert_array_equal(image, draw(CAMERAS[camera], size))
+    # robosuite's context disturbed nothing.
+    np.testing.assert_array_equal(environment.render(), observation["images"]["agentview"])
 
 
 @opengl
@@ -137,9 +150,7 @@ def test_fast_looks_like_exact(environment_of, task):
         for camera in BOTH:
             ours, theirs = images[0][camera], images[1][camera]
             assert 0 < difference(ours, theirs) < 5
-            # Far less than what the arm's motion or another camera makes of it.
-            assert difference(ours, theirs) < difference(images[0]["agentview"], ours[::-1]) + 5
-        assert difference(images[0]["agentview"], images[0]["wrist"]) > 15
+            assert difference(ours, theirs[::-1]) > 15  # what is really different
 
 
 @opengl
@@ -172,8 +183,7 @@ def test_meshes_are_coarse_only_while_they_are_loaded(environment_of, monkeypatc
         # No triangle of a mesh refers to what is not the mesh's.
         for mesh in range(model.nmesh):
             corners = loaded[0]["mesh_face"][model.mesh_faceadr[mesh] :][: faces[mesh]]
-            assert corners.min() >= 0
-            assert corners.max() < model.mesh_vertnum[mesh]
+            assert ((corners >= 0) & (corners < model.mesh_vertnum[mesh])).all()
     # A renderer that is forgotten gives its context back.
     assert released.alive
     del renderer
@@ -211,7 +221,7 @@ def test_images_are_upright_and_not_mirrored(environment_of, rendering):
     environment = environment_of(RobosuiteConfig(cameras=BOTH, rendering=rendering))
     environment.reset(seed=0)
     start = environment.snapshot()
-    _, (_, _, height_m) = None, start.data.joint("cube_joint0").qpos[:3]
+    height_m = start.data.joint("cube_joint0").qpos[2]
     places = []
     for x_m in (-0.1, 0.05, 0.2):
         for y_m in (-0.2, 0.0, 0.2):
@@ -235,13 +245,14 @@ def test_images_are_upright_and_not_mirrored(environment_of, rendering):
 def test_wrist_camera_moves_with_the_hand(environment_of):
     environment = environment_of(RobosuiteConfig(cameras=BOTH))
     observation, _ = environment.reset(seed=0)
-    assert red(observation["images"]["wrist"].astype(int)).sum() > 100
-    up = np.array([0, 0, 1, 0, 0, 0, -1.0])
-    for step in range(15):
-        later = environment.step(up, render=step == 14)[0]
-    cubes = [red(one["images"]["wrist"].astype(int)).sum() for one in (observation, later)]
-    assert cubes[1] < cubes[0]
-    assert difference(observation["images"]["wrist"], later["images"]["wrist"]) > 3
+    for _ in range(12):
+        nearer = environment.step(np.array([0, 0, -1, 0, 0, 0, -1.0]), render=True)[0]
+    cubes = [red(one["images"]["wrist"].astype(int)).sum() for one in (observation, nearer)]
+    assert cubes[0] > 25
+    assert cubes[1] > 2.5 * cubes[0]
+    # What does not move with the hand sees the cube as before.
+    cubes = [red(one["images"]["agentview"].astype(int)).sum() for one in (observation, nearer)]
+    assert cubes[1] == pytest.approx(cubes[0], abs=0.5 * cubes[0])
 
 
 @opengl
@@ -307,15 +318,13 @@ def test_egl_and_osmesa_draw_the_same(tmp_path):
     if not all(present.values()):
         pytest.skip(f"not both on this machine: {present}")
     images = {}
-    for renderer in ("egl", "osmesa", ""):
-        target = tmp_path / f"{renderer or 'chosen'}.npy"
+    for renderer in ("egl", "osmesa"):
+        target = tmp_path / f"{renderer}.npy"
         result = run_apart(DRAW, target, mujoco_gl=renderer)
         assert result.returncode == 0, result.stderr
-        used = renderer or "egl"
-        assert result.stdout.strip() == f"{used} {{'mujoco.{used}'}}"
+        assert result.stdout.strip() == f"{renderer} {{'mujoco.{renderer}'}}"
         images[renderer] = np.load(target)
         assert images[renderer].std() > 10
-    np.testing.assert_array_equal(images["egl"], images[""])
     assert difference(images["egl"], images["osmesa"]) < 3
 
 

@@ -1,4 +1,4 @@
-"""What the stitch benchmarks share: data, runs side by side, evaluations, curves.
+"""What the learning benchmarks share: data, runs side by side, evaluations, curves.
 
 Everything lies under `runs/benchmarks/NAME`, so an interrupted benchmark goes on where it stopped.
 """
@@ -16,6 +16,7 @@ from robot_qsft.console import Counter, frame_bar, progress_bar
 from robot_qsft.evaluate import Evaluation, EvaluationConfig, PolicyFactory, evaluate
 from robot_qsft.intervals import Estimate, over_seeds
 from robot_qsft.policies.token_policy import DecodingConfig
+from robot_qsft.sim.environment import EnvironmentConfig
 from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.train import TrainConfig
 from robot_qsft.train_many import Job, train_many
@@ -33,7 +34,7 @@ class Setup:
     evaluation: EvaluationConfig
 
     @property
-    def environment(self) -> PyBulletConfig:
+    def environment(self) -> EnvironmentConfig:
         """Where the demonstrations come from, and where policies are tried."""
         return self.demonstrations.environment
 
