@@ -35,8 +35,17 @@ _RENDERER_TIMEOUT_S = 60
 # Runs in a process of its own: a broken graphics driver may end it, and prints what it likes.
 # EGL names its renderer only while it is loaded.
 _RENDER = """
-import importlib.util, sys
+import importlib.util, os, sys
 renderer = sys.argv[1]
+if renderer == "robosuite":
+    from robot_qsft.sim.robosuite.config import RobosuiteConfig
+    from robot_qsft.sim.robosuite.tasks import RobosuiteEnvironment
+    environment = RobosuiteEnvironment(RobosuiteConfig(image_size=64))
+    image = environment.reset(seed=0)[0]["images"]["agentview"]
+    assert image.std() > 1, "the image is blank"
+    print("GL_RENDERER=" + os.environ["MUJOCO_GL"])
+    print("DRAWN", flush=True)
+    raise SystemExit
 if renderer == "egl":
     import pybullet
     server = pybullet.connect(pybullet.DIRECT)
@@ -48,6 +57,13 @@ image = Scene(renderer=renderer, low_poly=True).render("front", 64)
 assert image.std() > 1, "the image is blank"
 print("DRAWN", flush=True)
 """
+
+
+_RENDERER_MENDS = {
+    "tiny": "reinstall pybullet",
+    "egl": "install libegl1 and a graphics driver; renderer 'tiny' works without",
+    "robosuite": "pip install 'robot-qsft[robosuite]' for its tasks, apt-get install libegl1",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,7 @@ def examine() -> list[Finding]:
         *(_package(name) for name in _PACKAGES),
         _renderer("tiny"),
         _renderer("egl"),
+        _renderer("robosuite"),
         _bfloat16(),
         _gpu(),
         *(_codec(name, mode, needed, use) for name, mode, needed, use in _CODECS),
@@ -127,13 +144,9 @@ def _package(name: str) -> Finding:
     return Finding(name, True, version, "", True)
 
 
-def _renderer(renderer: Literal["tiny", "egl"]) -> Finding:
+def _renderer(renderer: Literal["tiny", "egl", "robosuite"]) -> Finding:
     required = renderer == "tiny"
-    mend = (
-        "reinstall pybullet"
-        if required
-        else "install libegl1 and a graphics driver; renderer 'tiny' works without"
-    )
+    mend = _RENDERER_MENDS[renderer]
     try:
         drawn = subprocess.run(
             [sys.executable, "-c", _RENDER, renderer],

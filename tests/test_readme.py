@@ -25,7 +25,7 @@ def test_there_are_commands_for_every_user() -> None:
     spoken = {shlex.split(command)[1] for command in shell_commands()}
 
     ingesting = {"inspect", "validate", "label", "ingest", "view", "edit", "export"}
-    assert {"collect", "train", "eval", "doctor"} | ingesting <= spoken
+    assert {"collect", "train", "eval", "replay", "doctor"} | ingesting <= spoken
 
 
 @pytest.mark.parametrize("command", shell_commands())

@@ -77,18 +77,18 @@ def drawn_by_robosuite(environment):
     own.reset_from_xml_string(environment.model_xml())
     own.sim.set_state_from_flattened(environment.simulator_state())
     own.sim.forward()
-    context = MjRenderContextOffscreen(own.sim, device_id=-1)
-    context.vopt.geomgroup[:2] = (0, 1)  # as robosuite does: no collision shapes
+    contexts = [MjRenderContextOffscreen(own.sim, device_id=-1)]
+    contexts[0].vopt.geomgroup[:2] = (0, 1)  # as robosuite does: no collision shapes
 
     def draw(camera, size):
-        context.gl_ctx.make_current()
+        contexts[0].gl_ctx.make_current()
         return own.sim.render(size, size, camera_name=camera)[::-1]  # it has its last row first
 
     yield draw
-    context.gl_ctx.make_current()  # else robosuite frees what is in another context
+    # robosuite frees its context without making it the current one, and so, else, in another.
+    contexts[0].gl_ctx.make_current()
+    contexts.clear()
     own.close()
-    del context
-    gc.collect()
 
 
 @opengl
@@ -112,7 +112,7 @@ def test_exact_is_pixel_for_pixel_what_robosuite_draws(environment_of, task, siz
 @opengl
 @pytest.mark.parametrize("task", TASKS)
 def test_leaving_out_what_is_not_in_view_changes_no_pixel(environment_of, monkeypatch, task):
-    environment = environment_of(RobosuiteConfig(task))
+    environment = environment_of(RobosuiteConfig(task, cameras=BOTH))
     in_view = CameraRenderer._in_view
     seen = []
 
