@@ -7,9 +7,12 @@ Task: TypeAlias = Literal["Lift", "Can", "Square", "Stack", "Door"]
 Robot: TypeAlias = Literal["Panda", "Sawyer", "UR5e"]
 Controller: TypeAlias = Literal["osc_pose", "joint_position"]
 Reward: TypeAlias = Literal["sparse", "shaped"]
+Start: TypeAlias = Literal["table", "gripper"]
 Rendering: TypeAlias = Literal["fast", "exact"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
+CARRIED: tuple[Task, ...] = ("Can", "Stack")
+"""Tasks in which an object is picked up and put down elsewhere."""
 CAMERAS = {
     "agentview": "agentview",
     "wrist": "robot0_eye_in_hand",
@@ -32,6 +35,8 @@ class RobosuiteConfig:
         robot: which arm, with its usual gripper.
         controller: "osc_pose" takes displacements of the hand (up to 5 cm and 0.5 rad a step) and
             closes the gripper above 0; "joint_position" takes displacements of the joints.
+        start: whether an episode begins with the object on the table or in the gripper, lifted by
+            a demonstrator (Can and Stack, by a Panda and osc_pose).
         reward: "sparse" pays 1 at the first success, which ends the episode; "shaped" pays
             robosuite's dense reward at every step.
         rendering: "exact" draws the pixels that robosuite draws; "fast" leaves out the floor's
@@ -51,6 +56,7 @@ class RobosuiteConfig:
     max_steps: int = 200
     robot: Robot = "Panda"
     controller: Controller = "osc_pose"
+    start: Start = "table"
     reward: Reward = "sparse"
     rendering: Rendering = "fast"
     demos: str = ""
@@ -66,11 +72,18 @@ class RobosuiteConfig:
             ("task", self.task, TASKS),
             ("robot", self.robot, get_args(Robot)),
             ("controller", self.controller, get_args(Controller)),
+            ("start", self.start, get_args(Start)),
             ("reward", self.reward, get_args(Reward)),
             ("rendering", self.rendering, get_args(Rendering)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        by_demonstrator = (self.robot, self.controller, self.demos) == ("Panda", "osc_pose", "")
+        if self.start == "gripper" and not (self.task in CARRIED and by_demonstrator):
+            raise ValueError(
+                f"only in {' and '.join(CARRIED)} can an episode begin with the object in the "
+                "gripper, by a Panda and osc_pose; leave start at 'table'"
+            )
         unknown = set(self.cameras) - set(CAMERAS)
         if unknown:
             raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import ActionChunk, Observation
-from robot_qsft.sim.robosuite.config import Task
+from robot_qsft.sim.robosuite.config import CARRIED, Task
 
 Position: TypeAlias = NDArray[np.float64]
 Offset: TypeAlias = tuple[float, float, float]
@@ -23,6 +23,8 @@ _NOWHERE: Offset = (0.0, 0.0, 0.0)
 _APPROACH_M = 0.08
 """Height above the object at which the descent begins."""
 _TOLERANCE_M = 0.008
+_IN_HAND_M = 0.025
+"""How far an object that is held may have slipped from where the hand should hold it."""
 _STOPPED = 0.1
 """The fingers are closed, or open, once they move this much of their fastest step."""
 _FIRST_STEPS = 3
@@ -156,6 +158,11 @@ class PickDemonstrator(_Hand):
         ] = "start"
         self._grasp_m = self._release_m = np.zeros(3)
 
+    @property
+    def carries(self) -> bool:
+        """Whether it has picked up the object and has not put it down."""
+        return self._phase in ("carry", "lower")
+
     def act(self, observation: Observation) -> ActionChunk:
         """The next action of the script, one at a time."""
         state = observation.state.astype(np.float64)
@@ -169,7 +176,7 @@ class PickDemonstrator(_Hand):
     def _begin(self, hand_m: Position, truth: Position) -> None:
         handling, script = HANDLING[self._script.task], self._script
         object_m = truth[handling.object_m]
-        in_hand = np.abs(object_m + handling.grasp_m - hand_m).max() < 0.02
+        in_hand = np.abs(object_m + handling.grasp_m - hand_m).max() < _IN_HAND_M
         self._phase = "carry" if in_hand else "approach"
         self._grasp_m = object_m + handling.grasp_m + script.grasp_offset_m
         goal_m = truth[handling.object_goal] if handling.object_goal else handling.goal_m
@@ -180,7 +187,7 @@ class PickDemonstrator(_Hand):
         """Where to go and whether to close; moves on to the next phase when due."""
         grasp_m, release_m = self._grasp_m, self._release_m
         handling = HANDLING[self._script.task]
-        carries = self._script.carry and self._script.task != "Lift"
+        carries = self._script.carry and self._script.task in CARRIED
         if self._phase == "approach":
             target_m = np.add(grasp_m, (0.0, 0.0, _APPROACH_M))
             if not _near(hand_m, target_m, 0.015):

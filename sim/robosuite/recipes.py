@@ -1,9 +1,11 @@
 """What the demonstrators of robosuite's tasks do in each recipe."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from robot_qsft.sim.recipes import Quality
-from robot_qsft.sim.robosuite.config import RobosuiteConfig, Task
+from robot_qsft.sim.robosuite.config import CARRIED, RobosuiteConfig, Task
 from robot_qsft.sim.robosuite.demonstrators import Offset, Script
 from robot_qsft.sim.rollouts import Attempt
 
@@ -17,8 +19,13 @@ MISSES_M: dict[Task, Offset] = {
 RELEASES_BESIDE_M: dict[Task, Offset] = {"Can": (0.0, -0.2, 0.0), "Stack": (0.0, -0.08, 0.0)}
 """Where it opens beside the goal: over the next compartment, or next to the cube below."""
 
+_RIGHT: Offset = (0.0, 0.0, 0.0)
 _NOISY = 0.38
 _MIXED_GOOD = 0.4
+_PRIOR_GOOD = 0.46
+_TASK_GOOD = 0.41
+_PRIOR_STEPS = 75
+_TASK_STEPS = 120
 
 
 def check(quality: Quality, environment: RobosuiteConfig) -> None:
@@ -27,6 +34,8 @@ def check(quality: Quality, environment: RobosuiteConfig) -> None:
     Raises:
         ValueError: naming what is needed.
     """
+    if quality == "stitch" and environment.task not in CARRIED:
+        raise ValueError(f"the stitch recipe needs {' or '.join(CARRIED)}, got {environment.task}")
     if environment.demos:
         raise ValueError("demonstrators know the tasks by name; give --task instead of --demos")
     if environment.task not in MISSES_M:
@@ -58,4 +67,14 @@ def attempt(quality: Quality, environment: RobosuiteConfig, *, index: int, seed:
             if misses
             else Script(task, release_offset_m=RELEASES_BESIDE_M[task])
         )
+    elif quality == "stitch" and index % 2 == 0:
+        offset = _RIGHT if chance < _PRIOR_GOOD else MISSES_M[task]
+        script = Script(task, carry=False, grasp_offset_m=offset)
+        environment = replace(environment, start="table", max_steps=_PRIOR_STEPS)
+        return Attempt(environment, script, episode_seed, "stitch/prior")
+    elif quality == "stitch":
+        offset = _RIGHT if chance < _TASK_GOOD else RELEASES_BESIDE_M[task]
+        script = Script(task, release_offset_m=offset)
+        environment = replace(environment, start="gripper", max_steps=_TASK_STEPS)
+        return Attempt(environment, script, episode_seed, "stitch/task")
     return Attempt(environment, script, episode_seed, quality)

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Vector
+from robot_qsft.sim.environment import observation_of
 from robot_qsft.sim.robosuite.camera import CameraRenderer
 from robot_qsft.sim.robosuite.config import CAMERAS, RobosuiteConfig, Task
 from robot_qsft.sim.robosuite.control import ControlLoop
+from robot_qsft.sim.robosuite.demonstrators import PickDemonstrator, Script
 from robot_qsft.sim.robosuite.engine import import_robosuite
 from robot_qsft.sim.robosuite.env_args import EnvArgs, env_args_of
 from robot_qsft.sim.robosuite.variation import (
@@ -27,6 +29,7 @@ from robot_qsft.sim.robosuite.variation import (
     resize_cube,
 )
 
+_PICK_UP_STEPS = 150
 _PROPRIOCEPTION = ("eef_pos", "eef_quat", "gripper_qpos")
 _AXES = ("x", "y", "z")
 _INSTRUCTIONS = {
@@ -114,16 +117,9 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         robosuite's own distribution: object poses, noise on the arm's joints, the size of the cube.
         """
         super().reset(seed=seed, options=options)
-        robosuite = self.robosuite
-        fresh = np.random.PCG64(int(self.np_random.integers(2**63)))
-        robosuite.rng.bit_generator.state = fresh.state  # one generator, which samplers share
-        self._before.apply(self._model)
-        if self._cube:
-            half_m = robosuite.rng.uniform(CUBE_HALF_LOW_M, CUBE_HALF_HIGH_M, 3)
-            resize_cube(self._model, half_m)
-            robosuite.cube.size = half_m
-        robosuite.reset()
-        self._begin(self.simulator_state())
+        self._draw_start()
+        while self.config.start == "gripper" and not self._pick_up():
+            self._draw_start()
         return self._observe(render=True), {"is_success": False}
 
     def step(
@@ -266,6 +262,30 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         fresh = self._mujoco.MjModel.from_xml_string(xml)
         self._model.body_pos[:], self._model.body_quat[:] = fresh.body_pos, fresh.body_quat
         return xml
+
+    def _draw_start(self) -> None:
+        """Put everything where robosuite's distribution has it."""
+        robosuite = self.robosuite
+        fresh = np.random.PCG64(int(self.np_random.integers(2**63)))
+        robosuite.rng.bit_generator.state = fresh.state  # one generator, which samplers share
+        self._before.apply(self._model)
+        if self._cube:
+            half_m = robosuite.rng.uniform(CUBE_HALF_LOW_M, CUBE_HALF_HIGH_M, 3)
+            resize_cube(self._model, half_m)
+            robosuite.cube.size = half_m
+        robosuite.reset()
+        self._begin(self.simulator_state())
+
+    def _pick_up(self) -> bool:
+        """Let a demonstrator take the object up; whether it did."""
+        demonstrator = PickDemonstrator(Script(self.config.task))
+        demonstrator.reset(seed=int(self.np_random.integers(2**31)))
+        for _ in range(_PICK_UP_STEPS):
+            action = demonstrator.act(observation_of(self._observe(render=False))).actions[0]
+            if demonstrator.carries:
+                return True
+            self.apply(action)
+        return False
 
     def _compile(self, model: str) -> None:
         """Go on with another model of the same environment."""
