@@ -434,7 +434,7 @@ def _numbers_of(holder: Any) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for name, value in vars(holder).items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            numbers[name] = value.copy(order="K")  # products depend on the layout in their last bits
+            numbers[name] = value.copy(order="K")  # layout decides products' last bits
         elif value is None or isinstance(value, (bool, int, float)):
             numbers[name] = value
     return numbers
