@@ -6,6 +6,7 @@ Shape legend: H height, T frames, W width.
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class VideoWriter:
         stream.width = width
         stream.pix_fmt = "yuv420p"
         stream.time_base = self._time_base
+        with _priority_kept():
+            stream.codec_context.open()
         self._stream = stream
 
     def write(self, frames: Iterable[Image]) -> None:
@@ -107,6 +110,24 @@ class VideoWriter:
         for packet in packets:
             self.bytes_written += packet.size
             self._container.mux(packet)
+
+
+@contextmanager
+def _priority_kept() -> Iterator[None]:
+    """Undo what SVT-AV1 does where root runs it: the whole process becomes real-time, for good.
+
+    Such a process, and every one that it starts, starves all others on the machine.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                os.sched_setscheduler(int(thread.name), policy, parameters)
 
 
 def read_frames(path: Path, *, times_s: Iterable[float], fps: float) -> Iterator[Image]:

@@ -1,6 +1,7 @@
 """Writing data sets: what comes back, appending, and what an interruption leaves."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.features import Camera, DatasetInfo
 from robot_qsft.datasets.statistics import QUANTILES
 from robot_qsft.datasets.store import Dataset
+from robot_qsft.datasets.video import VideoWriter, choose_encoder
 from robot_qsft.datasets.writer import DatasetWriter
 
 INFO = DatasetInfo(
@@ -438,3 +440,16 @@ def test_camera_refusals() -> None:
         Camera(0, 4)
     with pytest.raises(ValueError, match="'gif' came"):
         Camera(4, 4, "gif")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux's scheduler is asked")
+def test_encoding_leaves_the_process_its_priority(tmp_path):
+    """SVT-AV1 makes a process of root's real-time; other users' it may not, and this shows less."""
+    before = os.sched_getscheduler(0)
+    writer = VideoWriter(tmp_path / "a.mp4", fps=10, height=64, width=64, encoder=choose_encoder())
+    writer.write(np.zeros((3, 64, 64, 3), np.uint8))
+    during = {
+        os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir()
+    }
+    writer.close()
+    assert during == {before} and os.sched_getscheduler(0) == before

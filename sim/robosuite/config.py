@@ -40,7 +40,7 @@ class RobosuiteConfig:
         reward: "sparse" pays 1 at the first success, which ends the episode; "shaped" pays
             robosuite's dense reward at every step.
         rendering: "exact" draws the pixels that robosuite draws; "fast" leaves out the floor's
-            faint mirror image, and what the camera cannot see.
+            faint mirror image, and detail finer than half a pixel.
         demos: a robomimic or robosuite HDF5 file whose environment is built instead: task, robot,
             controllers and rate are then those that the file tells; "" for none.
         log: whether robosuite's own warnings are printed.

@@ -55,8 +55,8 @@ def make_gl_context(size: int) -> Any:
     renderer = _choose_renderer()
     if renderer is None:
         raise ValueError(
-            "robosuite cannot render here: neither EGL nor OSMesa works; install them with "
-            f"{_PACKAGES}, or ask for no cameras"
+            "robosuite cannot render here: neither EGL nor OSMesa works (if MUJOCO_GL names one, "
+            f"only that is tried); install them with {_PACKAGES}, or ask for no cameras"
         )
     try:
         context = importlib.import_module(f"mujoco.{renderer}").GLContext(size, size)
@@ -73,11 +73,15 @@ def make_gl_context(size: int) -> Any:
 def _choose_renderer() -> str | None:
     """What the user set, else EGL where it works, else OSMesa; None where neither does."""
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if asked in ("egl", "osmesa"):
-        return asked
-    if _egl_works():
-        return "egl"
-    return "osmesa" if ctypes.util.find_library("OSMesa") else None
+    works = {"egl": _egl_works, "osmesa": _osmesa_works}
+    for renderer in (asked,) if asked in works else works:
+        if works[renderer]():
+            return renderer
+    return None
+
+
+def _osmesa_works() -> bool:
+    return ctypes.util.find_library("OSMesa") is not None
 
 
 def _egl_works() -> bool:

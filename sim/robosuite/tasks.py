@@ -82,6 +82,7 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.render_mode = render_mode
         self.env_args: EnvArgs = env_args_of(config)
         self.robosuite = self.env_args.make(robosuite)
+        self._check_cameras()
         # What a fresh compilation gives; everything an episode changes is told from it.
         self._compiled_xml = self._compile_again()
         self._cube = self.env_args.env_name == "Lift"
@@ -262,6 +263,17 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         fresh = self._mujoco.MjModel.from_xml_string(xml)
         self._model.body_pos[:], self._model.body_quat[:] = fresh.body_pos, fresh.body_quat
         return xml
+
+    def _check_cameras(self) -> None:
+        """Refuse cameras that this task's arena does not have."""
+        theirs = {self._model.camera(index).name for index in range(self._model.ncam)}
+        present = [name for name, own in CAMERAS.items() if own in theirs]
+        missing = [name for name in self.config.cameras if name not in present]
+        if missing:
+            self.robosuite.close()
+            raise ValueError(
+                f"{self.env_args.env_name} has the cameras {', '.join(present)}, got {missing}"
+            )
 
     def _draw_start(self) -> None:
         """Put everything where robosuite's distribution has it."""

@@ -59,12 +59,13 @@ def resize_cube(model: Any, half_m: NDArray[np.float64]) -> None:
     for geom in _cube_geoms(model):
         model.geom_size[geom] = half_m
         model.geom_aabb[geom, 3:] = half_m
-        model.geom_rbound[geom] = np.linalg.norm(half_m)
+        model.geom_rbound[geom] = np.sqrt((half_m**2).sum())
     for node in range(model.body_bvhadr[body], model.body_bvhadr[body] + model.body_bvhnum[body]):
         model.bvh_aabb[node, 3:] = half_m
-    squares = half_m**2
+    x, y, z = half_m**2
     model.body_mass[body] = 8 * half_m.prod() * _CUBE_DENSITY_KG_M3
-    model.body_inertia[body] = model.body_mass[body] / 3 * (squares.sum() - squares)
+    # In this order of operations it is what the compiler computes, to the last bit.
+    model.body_inertia[body] = model.body_mass[body] * np.array([y + z, x + z, x + y]) / 3
     mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
