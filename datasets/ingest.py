@@ -7,7 +7,6 @@ on whether the work was interrupted: the files come out the same.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -181,7 +180,7 @@ def outline(
 def _each(function: Callable[[T], R], tasks: Iterable[T], config: IngestConfig) -> Iterator[R]:
     if config.ray:
         return on_ray(function, tasks, address=config.ray)
-    return in_processes(function, tasks, workers=config.workers or os.cpu_count() or 1)
+    return in_processes(function, tasks, workers=config.workers)
 
 
 def _looks(

@@ -38,13 +38,14 @@ def in_processes(
     Args:
         function: importable, as processes call it.
         tasks: picklable.
-        workers: processes; 1 runs in this one.
+        workers: processes; 0 for one per core, 1 runs in this one.
         describe: names a task to people.
 
     Raises:
         WorkerDiedError: when three workers died at the same task.
     """
-    if workers <= 1:
+    workers = workers or os.cpu_count() or 1
+    if workers == 1:
         yield from map(function, tasks)
         return
     waiting: deque[Future[R]] = deque()

@@ -168,7 +168,7 @@ def gather_facts(
         field_map: how; it need not tell the steps per second.
         labels: what people say of how episodes ended, by episode.
         progress: called with episodes done and in all.
-        workers: processes; more than one open the source by its path.
+        workers: processes, 0 for one per core; where not 1, they open the source by its path.
 
     Raises:
         ValueError: when the map does not fit the source, a label does not fit its episode, or no
@@ -178,7 +178,7 @@ def gather_facts(
     total = len(source)
     chunks = [range(first, min(first + _TOGETHER, total)) for first in range(0, total, _TOGETHER)]
     look = (
-        partial(_look, mapped) if workers <= 1 else partial(_look_by_path, source.path, field_map)
+        partial(_look, mapped) if workers == 1 else partial(_look_by_path, source.path, field_map)
     )
     seen: list[_Seen] = []
     unreadable: list[Unreadable] = []

@@ -121,13 +121,21 @@ def _priority_kept() -> Iterator[None]:
     if not hasattr(os, "sched_setscheduler"):
         yield
         return
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = {
+        thread: (os.sched_getscheduler(thread), os.sched_getparam(thread)) for thread in _threads()
+    }
     try:
         yield
     finally:
-        for thread in Path("/proc/self/task").iterdir():
+        ours = before[os.getpid()]
+        for thread in _threads():
             with suppress(OSError):  # it has ended meanwhile
-                os.sched_setscheduler(int(thread.name), policy, parameters)
+                os.sched_setscheduler(thread, *before.get(thread, ours))
+
+
+def _threads() -> list[int]:
+    """Those of this process; the main one has the process's number."""
+    return [int(folder.name) for folder in Path("/proc/self/task").iterdir()]
 
 
 def read_frames(path: Path, *, times_s: Iterable[float], fps: float) -> Iterator[Image]:

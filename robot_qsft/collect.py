@@ -1,7 +1,6 @@
 """Scripted demonstrations into a data set on disk."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -80,7 +79,7 @@ def collect(
     planned = attempts(
         config.quality, config.environment, episodes=config.episodes, seed=config.seed
     )
-    made = rollouts(planned[done:], workers=workers or os.cpu_count() or 1, ray=ray)
+    made = rollouts(planned[done:], workers=workers, ray=ray)
     info = _info(config)
     while done < config.episodes:
         count = min(commit_every, config.episodes - done)
@@ -134,7 +133,7 @@ def record(
     ]
 
     def episodes() -> Iterator[tuple[Episode, Simulation]]:
-        for rollout in rollouts(planned, workers=workers or os.cpu_count() or 1, ray=ray):
+        for rollout in rollouts(planned, workers=workers, ray=ray):
             assert rollout.simulation is not None, "asked for"
             progress(rollout)
             yield rollout.episode, rollout.simulation

@@ -1,7 +1,6 @@
 """Success of a policy over fixed start states, and the comparison of two."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -181,9 +180,8 @@ def evaluate(
     attempts = [
         Attempt(environment, factory, seed, keep_images=False) for seed in seeds if seed not in done
     ]
-    workers = config.workers or os.cpu_count() or 1
     with (folder / EPISODES).open("a") as log:
-        for rollout in rollouts(attempts, workers=workers, ray=config.ray):
+        for rollout in rollouts(attempts, workers=config.workers, ray=config.ray):
             result = EpisodeResult.of(rollout)
             log.write(json.dumps(asdict(result)) + "\n")
             log.flush()

@@ -1,6 +1,5 @@
 """What a source of demonstrations holds, on one screen; its report and a first field map."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def inspect_source(
             field_map,
             labels=_labels(source, labels),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
-            workers=1 if len(source) <= _FEW_EPISODES else os.cpu_count() or 1,
+            workers=1 if len(source) <= _FEW_EPISODES else 0,
         )
     console.print(screen(source, field_map, found), width=min(console.width, _WIDEST))
     if html is not None:

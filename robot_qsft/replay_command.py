@@ -63,9 +63,10 @@ class Replay:
 
             def episodes() -> Iterator[tuple[Episode, Simulation]]:
                 for index in range(len(playback)):
-                    episode = playback.by_state(index)
+                    demonstration = playback.demonstration(index)
+                    episode = playback.by_state(demonstration)
                     counter.add(episode.success)
-                    yield episode, playback.demonstration(index).simulation
+                    yield episode, demonstration.simulation
 
             write_recordings(out, episodes(), playback.environment)
         console.print(f"{len(playback)} demonstrations in {out}", soft_wrap=True)
@@ -76,8 +77,9 @@ class Replay:
         with progress_bar() as progress:
             counter = Counter(progress, "demonstrations", len(playback))
             for index in range(len(playback)):
-                states = playback.demonstration(index).simulation.states
-                off_T = np.abs(playback.by_action(index) - states).max(axis=1)
+                demonstration = playback.demonstration(index)
+                states = demonstration.simulation.states
+                off_T = np.abs(playback.by_action(demonstration) - states).max(axis=1)
                 counter.add(bool(off_T.max() <= _SAME))
                 if off_T.max() > _SAME:
                     strayed.append((index, int(np.argmax(off_T > _SAME)), float(off_T.max())))

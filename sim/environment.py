@@ -42,7 +42,7 @@ class Environment(Protocol):
 
 
 @runtime_checkable
-class RewindableEnvironment(Environment, Protocol):
+class RecordableEnvironment(Environment, Protocol):
     """An environment whose simulator is told by a vector and a model, as robosuite's is."""
 
     def simulator_state(self) -> NDArray[np.float64]:

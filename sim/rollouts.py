@@ -16,7 +16,7 @@ from robot_qsft.datasets.parallel import in_processes, on_ray
 from robot_qsft.sim.environment import (
     Environment,
     EnvironmentConfig,
-    RewindableEnvironment,
+    RecordableEnvironment,
     make_environment,
     observation_of,
 )
@@ -88,7 +88,7 @@ def rollouts(attempts: Iterable[Attempt], *, workers: int, ray: str = "") -> Ite
 
     Args:
         attempts: what to run.
-        workers: processes; 1 runs in this one.
+        workers: processes; 0 for one per core, 1 runs in this one.
         ray: address of a Ray cluster that does the work instead; "" for none.
 
     Raises:
@@ -119,7 +119,7 @@ def run_attempt(attempt: Attempt, environment: Environment, policy: Policy) -> R
     observations, actions, rewards, successes = [], [], [], []
     values, log_probabilities = [], []
     simulator = environment if attempt.keep_simulation else None
-    assert simulator is None or isinstance(simulator, RewindableEnvironment)
+    assert simulator is None or isinstance(simulator, RecordableEnvironment)
     simulator_states = []
     terminated = truncated = False
     while not (terminated or truncated):

@@ -18,6 +18,7 @@ from robot_qsft.datasets.store import Dataset
 from robot_qsft.datasets.writer import DatasetWriter
 from robot_qsft.policies.rt import RTConfig
 from robot_qsft.sim.pybullet.config import PyBulletConfig
+from robot_qsft.sim.rollouts import Rollout
 from robot_qsft.train import TrainConfig
 from robot_qsft.training_data import load_training_data
 
@@ -35,6 +36,26 @@ def _one_thread():
 def process_environment() -> dict[str, str]:
     """Environment variables of processes that tests start."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+
+
+@pytest.fixture(scope="session")
+def parts() -> Callable[[Rollout], dict[str, np.ndarray]]:
+    """The arrays of a rollout, by name."""
+
+    def name_them(rollout: Rollout) -> dict[str, np.ndarray]:
+        episode = rollout.episode
+        return {
+            "states": episode.states,
+            "environment_states": episode.environment_states,
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "successes": episode.successes,
+            "values": rollout.values,
+            "log_probabilities": rollout.behaviour_log_probabilities,
+            **episode.images,
+        }
+
+    return name_them
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from robot_qsft.datasets.suggest_map import suggest
 pytest.importorskip("h5py")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 small_sets: Any = importlib.import_module("small_sets")
+collector: Any = importlib.import_module("robosuite_collector")
 
 ROBOMIMIC = "robomimic HDF5"
 LEROBOT = "LeRobotDataset v3.0, our writer"
@@ -42,31 +42,12 @@ FPS = 10
 
 
 def write_by_robosuite(folder: Path) -> Path:
-    """What robosuite's own collector and its script leave behind, in whichever order."""
-    kwargs = {"robots": "Panda", "control_freq": 20}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that they leave open
-        import robosuite
-        from robosuite.scripts.collect_human_demonstrations import gather_demonstrations_as_hdf5
-        from robosuite.wrappers import DataCollectionWrapper
-
-        environment = robosuite.make(
-            "Lift",
-            **kwargs,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
-        )
-        recorder = DataCollectionWrapper(environment, str(folder / "raw"))
-        for _ in range(3):
-            recorder.reset()
-            for step in range(4):
-                recorder.step(np.full(environment.action_dim, 0.1 * step))
-                recorder.successful = True  # as where the cube was lifted: others are not kept
-        recorder.close()
-        (folder / "out").mkdir()
-        gather_demonstrations_as_hdf5(str(folder / "raw"), str(folder / "out"), json.dumps(kwargs))
-    return folder / "out/demo.hdf5"
+    """Three demonstrations of four steps."""
+    return collector.collect_by_robosuite(
+        folder,
+        lambda environment: [np.full(environment.action_dim, 0.1 * step) for step in range(4)],
+        demos=3,
+    )
 
 
 SETS: tuple[Any, ...] = (

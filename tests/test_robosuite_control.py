@@ -8,7 +8,7 @@ from robot_qsft.sim.robosuite.config import TASKS, RobosuiteConfig
 from robot_qsft.sim.robosuite.control import ControlLoop
 from robot_qsft.sim.robosuite.demonstrators import Script
 from robot_qsft.sim.robosuite.engine import import_robosuite
-from robot_qsft.sim.robosuite.env_args import env_args_of
+from robot_qsft.sim.robosuite.env_args import EnvArgs, env_args_of
 from robot_qsft.sim.robosuite.variation import CUBE_HALF_HIGH_M, CUBE_HALF_LOW_M, resize_cube
 
 if importlib.util.find_spec("robosuite") is None:
@@ -98,6 +98,24 @@ def test_control_loop_does_what_robosuite_does_while_a_cube_is_grasped_and_lifte
         assert reward == expected
         assert not truncated
     theirs.close()
+
+
+def test_both_arms_of_a_task_for_two_are_moved():
+    robosuite = import_robosuite(log=False)
+    args = EnvArgs("TwoArmLift", {"robots": ["Panda", "Panda"], "control_freq": 20}, False)
+    ours, theirs = (args.make(robosuite) for _ in range(2))
+    for one in (ours, theirs):
+        one.reset()
+    loop = ControlLoop(ours)
+    start = [np.array(robot._hand_pos["right"]) for robot in ours.robots]
+    for action in smooth_actions(20, ours.action_dim, seed=2):
+        loop.step(action)
+        theirs.step(action)
+        np.testing.assert_array_equal(everything(ours), everything(theirs))
+    for before, robot in zip(start, ours.robots, strict=True):
+        assert np.abs(robot._hand_pos["right"] - before).max() > 0.02
+    for one in (ours, theirs):
+        one.close()
 
 
 def test_other_rates_go_through_the_control_loop_too():

@@ -173,19 +173,7 @@ def test_episode_depends_on_seed_and_place_alone():
     assert attempts("mixed", blind("Can"), episodes=3, seed=6) != few
 
 
-def parts(rollout):
-    episode = rollout.episode
-    return {
-        "states": episode.states,
-        "environment_states": episode.environment_states,
-        "actions": episode.actions,
-        "rewards": episode.rewards,
-        "successes": episode.successes,
-        **episode.images,
-    }
-
-
-def test_episode_does_not_depend_on_workers_nor_on_what_ran_before():
+def test_episode_does_not_depend_on_workers_nor_on_what_ran_before(parts):
     cameras = ("agentview",) if engine._choose_renderer() else ()
     config = RobosuiteConfig("Lift", cameras=cameras, image_size=24, max_steps=15)
     todo = attempts("noisy", config, episodes=3, seed=2)

@@ -1,8 +1,9 @@
 """Recorded demonstrations played again: by state, by action, ours and those of robosuite's own."""
 
+import importlib
 import importlib.util
 import json
-import warnings
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from robot_qsft.sim.robosuite.tasks import RobosuiteEnvironment
 from robot_qsft.sim.rollouts import Attempt, Rollout, run_attempt
 
 h5py = pytest.importorskip("h5py")
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+collector: Any = importlib.import_module("robosuite_collector")
 
 SEEN = RobosuiteConfig("Lift", cameras=("agentview",), image_size=32, max_steps=45)
 
@@ -63,7 +66,7 @@ def test_states_give_the_recorded_observations_and_images(
 ) -> None:
     """In whichever order: nothing of another episode stays behind."""
     for index in (1, 0, 1):
-        before, after = recorded[1][index].episode, playback.by_state(index)
+        before, after = recorded[1][index].episode, playback.by_state(playback.demonstration(index))
         np.testing.assert_allclose(after.states, before.states, atol=1e-6)
         np.testing.assert_allclose(after.environment_states, before.environment_states, atol=1e-6)
         np.testing.assert_array_equal(after.images["agentview"], before.images["agentview"])
@@ -77,7 +80,9 @@ def test_actions_alone_lead_through_the_recorded_states(
     for index in (1, 0):
         simulation = recorded[1][index].simulation
         assert simulation is not None and len(simulation.states) > 20
-        np.testing.assert_allclose(playback.by_action(index), simulation.states, atol=1e-6)
+        np.testing.assert_allclose(
+            playback.by_action(playback.demonstration(index)), simulation.states, atol=1e-6
+        )
 
 
 def test_file_is_read_as_robomimic_s(recorded: tuple[Path, list[Rollout]]) -> None:
@@ -113,37 +118,20 @@ def test_file_holds_no_path_of_this_machine(recorded: tuple[Path, list[Rollout]]
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """A file of robosuite's own collector, and the observations that robosuite gave meanwhile."""
-    folder = tmp_path_factory.mktemp("collected")
-    kwargs = {"robots": "Panda", "control_freq": 20}
-    robosuite = import_robosuite(log=False)
+    rng = np.random.default_rng(0)
     seen = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that they leave open
-        from robosuite.scripts.collect_human_demonstrations import gather_demonstrations_as_hdf5
-        from robosuite.wrappers import DataCollectionWrapper
 
-        environment = robosuite.make(
-            "Lift",
-            **kwargs,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
-            seed=11,
-        )
-        recorder = DataCollectionWrapper(environment, str(folder / "raw"))
-        recorder.reset()
-        rng = np.random.default_rng(0)
+    def wander(environment: Any) -> Iterator[Any]:
         for _ in range(40):
             environment.sim.forward()
             observation = environment._get_observations(force_update=True)
             seen.append({key: np.copy(value) for key, value in observation.items()})
             # Forwarding was ours: the collector's own next step starts where the last one ended.
-            recorder.step(rng.uniform(-1, 1, environment.action_dim) * [1, 1, 1, 0.2, 0.2, 0.2, 1])
-            recorder.successful = True  # as where the cube was lifted: others are not kept
-        recorder.close()
-        (folder / "out").mkdir()
-        gather_demonstrations_as_hdf5(str(folder / "raw"), str(folder / "out"), json.dumps(kwargs))
-    return folder / "out/demo.hdf5", seen
+            yield rng.uniform(-1, 1, environment.action_dim) * [1, 1, 1, 0.2, 0.2, 0.2, 1]
+
+    import_robosuite(log=False)
+    folder = tmp_path_factory.mktemp("collected")
+    return collector.collect_by_robosuite(folder, wander, demos=1, seed=11), seen
 
 
 def test_robosuite_s_own_file_shows_what_robosuite_saw(
@@ -152,7 +140,7 @@ def test_robosuite_s_own_file_shows_what_robosuite_saw(
     path, seen = collected
     playback = Playback(path, replace(SEEN, cameras=()))
     assert playback.environment.env_args.env_name == "Lift"
-    episode = playback.by_state(0)
+    episode = playback.by_state(playback.demonstration(0))
     assert len(episode) == len(seen) == 40
     for step, observation in enumerate(seen):
         names = ("eef_pos", "eef_quat", "gripper_qpos")
@@ -170,7 +158,9 @@ def test_robosuite_s_own_actions_lead_to_its_states(
     """Until contacts amplify what forwarding between the steps changed in the last digits."""
     playback = Playback(collected[0], replace(SEEN, cameras=()))
     recorded_states = playback.demonstration(0).simulation.states
-    np.testing.assert_allclose(playback.by_action(0), recorded_states, atol=1e-5)
+    np.testing.assert_allclose(
+        playback.by_action(playback.demonstration(0)), recorded_states, atol=1e-5
+    )
 
 
 def test_images_are_regenerated_for_a_file_without_any(
@@ -308,9 +298,11 @@ def test_damaged_model(
     def change(file: Any) -> None:
         file["data/demo_0"].attrs["model_file"] = model
 
-    path = altered(recorded[0], tmp_path / "odd.hdf5", change)
+    playback = Playback(
+        altered(recorded[0], tmp_path / "odd.hdf5", change), replace(SEEN, cameras=())
+    )
     with pytest.raises(ValueError, match=sentence):
-        Playback(path, replace(SEEN, cameras=())).by_state(0)
+        playback.by_state(playback.demonstration(0))
 
 
 def test_states_that_do_not_fit(recorded: tuple[Path, list[Rollout]], tmp_path: Path) -> None:
@@ -324,9 +316,44 @@ def test_states_that_do_not_fit(recorded: tuple[Path, list[Rollout]], tmp_path: 
         for demo in file["data"].values():
             del demo["states"]
 
-    path = altered(recorded[0], tmp_path / "narrow.hdf5", narrower)
+    playback = Playback(
+        altered(recorded[0], tmp_path / "narrow.hdf5", narrower), replace(SEEN, cameras=())
+    )
     with pytest.raises(ValueError, match="finite numbers, got shape"):
-        Playback(path, replace(SEEN, cameras=())).by_state(0)
+        playback.by_state(playback.demonstration(0))
     path = altered(recorded[0], tmp_path / "without.hdf5", without)
     with pytest.raises(ValueError, match="has no simulator states"):
         Playback(path, SEEN)
+
+
+@pytest.mark.parametrize("column", ["states", "actions"])
+@pytest.mark.parametrize("arguments", [(), ("--out", "new.hdf5")])
+def test_nan_is_no_demonstration_that_comes_out_the_same(
+    recorded: tuple[Path, list[Rollout]],
+    command_line: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    arguments: tuple[str, ...],
+) -> None:
+    def change(file: Any) -> None:
+        file[f"data/demo_1/{column}"][3, 4] = np.nan
+
+    monkeypatch.chdir(tmp_path)
+    path = altered(recorded[0], tmp_path / "odd.hdf5", change)
+    status, printed = command_line("replay", path, *arguments)
+    assert status == 1
+    assert f"{column} of demo_1 of {path} hold NaN or infinity at step 3" in printed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_actions_of_another_robot(recorded: tuple[Path, list[Rollout]], tmp_path: Path) -> None:
+    def wider(file: Any) -> None:
+        for demo in file["data"].values():
+            actions = np.pad(demo["actions"][:], ((0, 0), (0, 2)))
+            del demo["actions"]
+            demo["actions"] = actions
+
+    path = altered(recorded[0], tmp_path / "wide.hdf5", wider)
+    with pytest.raises(ValueError, match=r"are 9 numbers, but the environment .* takes 7 "):
+        Playback(path, replace(SEEN, cameras=())).demonstration(0)

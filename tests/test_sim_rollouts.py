@@ -16,21 +16,7 @@ from robot_qsft.sim.rollouts import Attempt, rollouts
 BLIND = PyBulletConfig("Stitch", cameras=(), max_steps=7)
 
 
-def parts(rollout):
-    episode = rollout.episode
-    return {
-        "states": episode.states,
-        "environment_states": episode.environment_states,
-        "actions": episode.actions,
-        "rewards": episode.rewards,
-        "successes": episode.successes,
-        "values": rollout.values,
-        "log_probabilities": rollout.behaviour_log_probabilities,
-        **episode.images,
-    }
-
-
-def test_processes_give_bit_for_bit_what_one_process_gives_in_order():
+def test_processes_give_bit_for_bit_what_one_process_gives_in_order(parts):
     todo = attempts("stitch", PyBulletConfig("Stitch", image_size=32), episodes=10, seed=2)
     alone = list(rollouts(todo, workers=1))
     together = list(rollouts(todo, workers=2))

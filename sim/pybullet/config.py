@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
+from robot_qsft.sim.contract import check_choices, check_view
+
 Task: TypeAlias = Literal["Lift", "PickPlace", "Stitch"]
 Start: TypeAlias = Literal["table", "gripper"]
 Renderer: TypeAlias = Literal["auto", "tiny", "egl"]
@@ -47,19 +49,15 @@ class PyBulletConfig:
         Raises:
             ValueError: naming the field.
         """
-        for name, value, choices in (
-            ("task", self.task, TASKS),
-            ("start", self.start, get_args(Start)),
-            ("renderer", self.renderer, get_args(Renderer)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check_choices(
+            {
+                "task": (self.task, TASKS),
+                "start": (self.start, get_args(Start)),
+                "renderer": (self.renderer, get_args(Renderer)),
+            }
+        )
         if self.task == "Lift" and self.start == "gripper":
             raise ValueError("Lift begins with the cube on the table; leave start at 'table'")
-        unknown = set(self.cameras) - set(CAMERAS)
-        if unknown:
-            raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")
-        if self.image_size < 8:
-            raise ValueError(f"image_size must be at least 8 pixels, got {self.image_size}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_view(
+            self.cameras, known=CAMERAS, image_size=self.image_size, max_steps=self.max_steps
+        )

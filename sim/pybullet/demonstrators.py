@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import ActionChunk, Observation
+from robot_qsft.sim.motion import motion_to, near
 from robot_qsft.sim.pybullet.scene import CUBE_HALF_M
 from robot_qsft.sim.pybullet.tasks import HAND_HIGH_M, HAND_LOW_M, STEP_M
 
@@ -72,12 +73,15 @@ class ScriptedDemonstrator:
             self._begin(hand_m, cube_m, goal_m)
         opening_m = float(observation.state[7])
         target_m, gripper_open = self._target(hand_m, opening_m)
-        motion = (target_m - hand_m) / STEP_M
-        fastest = np.abs(motion).max()
-        if fastest > self._speed:  # keep the direction
-            motion *= self._speed / fastest
-        motion += self._rng.normal(0.0, self._script.noise, 3)
-        action = [*motion.clip(-1, 1), 1.0 if gripper_open else -1.0]
+        motion = motion_to(
+            target_m,
+            hand_m,
+            step_m=STEP_M,
+            speed=self._speed,
+            noise=self._script.noise,
+            rng=self._rng,
+        )
+        action = [*motion, 1.0 if gripper_open else -1.0]
         return ActionChunk(np.array([action], np.float32))
 
     def _begin(
@@ -97,11 +101,11 @@ class ScriptedDemonstrator:
         grasp_m, release_m = self._grasp_m, self._release_m
         if self._phase == "approach":
             target_m = np.array([grasp_m[0], grasp_m[1], max(_APPROACH_M, grasp_m[2] + 0.04)])
-            if not _near(hand_m, target_m, 0.02):
+            if not near(hand_m, target_m, 0.02):
                 return target_m, True
             self._phase = "descend"
         if self._phase == "descend":
-            if not _near(hand_m, grasp_m, _TOLERANCE_M):
+            if not near(hand_m, grasp_m, _TOLERANCE_M):
                 return grasp_m, True
             self._phase = "close"
         if self._phase == "close":
@@ -111,25 +115,21 @@ class ScriptedDemonstrator:
         if self._phase == "hold":
             if hand_m[2] < _CLEAR_M:
                 return np.array([hand_m[0], hand_m[1], _CARRY_M]), False
-            if _near(hand_m, self._hold_m, 0.02):
+            if near(hand_m, self._hold_m, 0.02):
                 self._hold_m = self._rng.uniform(HAND_LOW_M, HAND_HIGH_M)
             return self._hold_m, False
         if self._phase == "carry":
             target_m = np.array([release_m[0], release_m[1], max(_CARRY_M, release_m[2])])
             if hand_m[2] < _CLEAR_M:
                 return np.array([hand_m[0], hand_m[1], _CARRY_M]), False
-            if not _near(hand_m[:2], target_m[:2], _TOLERANCE_M):
+            if not near(hand_m[:2], target_m[:2], _TOLERANCE_M):
                 return target_m, False
             self._phase = "lower"
         if self._phase == "lower":
-            if not _near(hand_m, release_m, _TOLERANCE_M):
+            if not near(hand_m, release_m, _TOLERANCE_M):
                 return release_m, False
             self._phase = "open"
         if self._phase == "open" and opening_m < _OPENED_M:
             return release_m, True
         self._phase = "retreat"
         return np.array([release_m[0], release_m[1], _CARRY_M]), True
-
-
-def _near(hand_m: NDArray[np.float64], target_m: NDArray[np.float64], tolerance_m: float) -> bool:
-    return bool(np.abs(hand_m - target_m).max() < tolerance_m)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import Vector
+from robot_qsft.sim.contract import checked_action, observation_space
 from robot_qsft.sim.pybullet.config import PyBulletConfig, Task
 from robot_qsft.sim.pybullet.scene import CUBE_HALF_M, GOAL_HALF_M, Scene, SceneSnapshot
 
@@ -100,16 +101,13 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._yaw_rad = 0.0
         self._steps = 0
         self._finished = True
-        size = config.image_size
-        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            "state": _unbounded(len(self.state_names)),
-            "environment_state": _unbounded(len(self.environment_state_names)),
-            "instruction": gymnasium.spaces.Text(64, charset=ascii_lowercase + " "),
-        }
-        if config.cameras:
-            spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(config.cameras, image))
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = observation_space(
+            state=len(self.state_names),
+            environment_state=len(self.environment_state_names),
+            cameras=config.cameras,
+            image_size=config.image_size,
+            instruction=gymnasium.spaces.Text(64, charset=ascii_lowercase + " "),
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
 
     def reset(
@@ -146,22 +144,16 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         Raises:
             ValueError: when the action has another shape or holds NaN, or the episode is over.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (len(self.action_names),) or not np.isfinite(action).all():
-            raise ValueError(
-                f"the action must be {len(self.action_names)} finite numbers "
-                f"({', '.join(self.action_names)}), got {action.tolist()}"
-            )
+        clipped = checked_action(action, self.action_names)
         if self._finished:
             raise ValueError("the episode is over; call reset first")
-        action = action.clip(-1, 1)
-        target_m = self._scene.hand_pose()[0] + STEP_M * action[:3]
+        target_m = self._scene.hand_pose()[0] + STEP_M * clipped[:3]
         if self.config.yaw_action:
-            self._yaw_rad = float(np.clip(self._yaw_rad + STEP_RAD * action[3], -1.0, 1.0))
+            self._yaw_rad = float(np.clip(self._yaw_rad + STEP_RAD * clipped[3], -1.0, 1.0))
         self._scene.step(
             target_m.clip(WORKSPACE_LOW_M, WORKSPACE_HIGH_M),
             self._yaw_rad,
-            gripper_open=bool(action[-1] > 0),
+            gripper_open=bool(clipped[-1] > 0),
         )
         self._steps += 1
         success = self._succeeded()
@@ -231,7 +223,3 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 def make_task(task: Task, render_mode: str | None = None, **options: Any) -> TabletopEnvironment:
     """What `gymnasium.make("robot_qsft/TASK-v0", **options)` builds; options of the config."""
     return TabletopEnvironment(PyBulletConfig(task=task, **options), render_mode)
-
-
-def _unbounded(size: int) -> gymnasium.spaces.Box:
-    return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)

@@ -110,7 +110,12 @@ class CameraRenderer:
 
 
 def _free(gl: Any, context: Any) -> None:
-    gl.make_current()
+    from OpenGL.error import Error
+
+    try:
+        gl.make_current()
+    except Error:  # at the program's end robosuite's own renderer may have closed EGL, all included
+        return
     context.free()
     gl.free()
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
+from robot_qsft.sim.contract import check_choices, check_view
+
 Task: TypeAlias = Literal["Lift", "Can", "Square", "Stack", "Door"]
 Robot: TypeAlias = Literal["Panda", "Sawyer", "UR5e"]
 Controller: TypeAlias = Literal["osc_pose", "joint_position"]
@@ -68,29 +70,25 @@ class RobosuiteConfig:
         Raises:
             ValueError: naming the field.
         """
-        for name, value, choices in (
-            ("task", self.task, TASKS),
-            ("robot", self.robot, get_args(Robot)),
-            ("controller", self.controller, get_args(Controller)),
-            ("start", self.start, get_args(Start)),
-            ("reward", self.reward, get_args(Reward)),
-            ("rendering", self.rendering, get_args(Rendering)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check_choices(
+            {
+                "task": (self.task, TASKS),
+                "robot": (self.robot, get_args(Robot)),
+                "controller": (self.controller, get_args(Controller)),
+                "start": (self.start, get_args(Start)),
+                "reward": (self.reward, get_args(Reward)),
+                "rendering": (self.rendering, get_args(Rendering)),
+            }
+        )
         by_demonstrator = (self.robot, self.controller, self.demos) == ("Panda", "osc_pose", "")
         if self.start == "gripper" and not (self.task in CARRIED and by_demonstrator):
             raise ValueError(
                 f"only in {' and '.join(CARRIED)} can an episode begin with the object in the "
                 "gripper, by a Panda and osc_pose; leave start at 'table'"
             )
-        unknown = set(self.cameras) - set(CAMERAS)
-        if unknown:
-            raise ValueError(f"cameras are {', '.join(CAMERAS)}, got {sorted(unknown)}")
-        if self.image_size < 8:
-            raise ValueError(f"image_size must be at least 8 pixels, got {self.image_size}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_view(
+            self.cameras, known=CAMERAS, image_size=self.image_size, max_steps=self.max_steps
+        )
 
     @property
     def robot_type(self) -> str:

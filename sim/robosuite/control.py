@@ -20,35 +20,26 @@ class ControlLoop:
 
     def __init__(self, environment: Any) -> None:
         """Bind to an environment; again after each of its resets, which make new controllers."""
-        import mujoco
-
-        self._mujoco = mujoco
         self._environment = environment
-        self._model, self._data = environment.sim.model._model, environment.sim.data._data
+        sim = environment.sim
+        self._before_control = sim.step1 if environment.lite_physics else sim.forward
+        self._after_control = sim.step2 if environment.lite_physics else sim.step
         self._substeps = int(environment.control_timestep / environment.model_timestep)
-        self._robot = environment.robots[0]
         self._osc = _FixedGainOSC(environment) if _is_fixed_gain_osc(environment) else None
 
     def step(self, action: NDArray[np.float64]) -> tuple[float, bool]:
         """Apply one action, float64 (A,); robosuite's reward, and whether the task is solved."""
-        environment, robot, osc = self._environment, self._robot, self._osc
-        model, data = self._model, self._data
-        step1, step2 = self._mujoco.mj_step1, self._mujoco.mj_step2
+        environment, osc = self._environment, self._osc
         environment.timestep += 1
         for substep in range(self._substeps):
-            if osc is None and not environment.lite_physics:
-                environment.sim.forward()
-                robot.control(action, policy_step=substep == 0)
-                environment.sim.step()
-                continue
-            step1(model, data)
-            if osc is None or substep == 0:
-                robot.control(action, policy_step=substep == 0)
-                if osc is not None:
-                    osc.begin()
-            else:
+            self._before_control()
+            if osc is not None and substep > 0:
                 osc.control()
-            step2(model, data)
+            else:
+                environment._pre_action(action, policy_step=substep == 0)
+            if osc is not None and substep == 0:
+                osc.begin()
+            self._after_control()
         environment.cur_time += environment.control_timestep
         reward = float(environment.reward(action))
         return reward, bool(environment._check_success())

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_qsft.datasets.interface import ActionChunk, Observation
+from robot_qsft.sim.motion import Position, motion_to, near
 from robot_qsft.sim.robosuite.config import CARRIED, Task
 
-Position: TypeAlias = NDArray[np.float64]
 Offset: TypeAlias = tuple[float, float, float]
 
 STEP_M = 0.05
@@ -127,15 +127,18 @@ class _Hand:
         close: bool,
         turn_rad: NDArray[np.float64] | None = None,
     ) -> ActionChunk:
-        motion = (target_m - hand_m) / STEP_M
-        fastest = np.abs(motion).max()
-        if fastest > self._speed:  # keep the direction
-            motion *= self._speed / fastest
-        motion += self._rng.normal(0.0, self._script.noise, 3)
+        motion = motion_to(
+            target_m,
+            hand_m,
+            step_m=STEP_M,
+            speed=self._speed,
+            noise=self._script.noise,
+            rng=self._rng,
+        )
         if close != self._closing:
             self._closing, self._fastest, self._waited = close, 0.0, 0
         turn = np.zeros(3) if turn_rad is None else (turn_rad / STEP_RAD).clip(-1, 1)
-        action = [*motion.clip(-1, 1), *turn, 1.0 if close else -1.0]
+        action = [*motion, *turn, 1.0 if close else -1.0]
         return ActionChunk(np.array([action], np.float32))
 
     def _fingers_rest(self, fingers: NDArray[np.float64]) -> bool:
@@ -190,11 +193,11 @@ class PickDemonstrator(_Hand):
         carries = self._script.carry and self._script.task in CARRIED
         if self._phase == "approach":
             target_m = np.add(grasp_m, (0.0, 0.0, _APPROACH_M))
-            if not _near(hand_m, target_m, 0.015):
+            if not near(hand_m, target_m, 0.015):
                 return target_m, False
             self._phase = "descend"
         if self._phase == "descend":
-            if not _near(hand_m, grasp_m, _TOLERANCE_M):
+            if not near(hand_m, grasp_m, _TOLERANCE_M):
                 return grasp_m, False
             self._phase = "close"
             return grasp_m, True
@@ -209,11 +212,11 @@ class PickDemonstrator(_Hand):
             self._phase = "carry"
         if self._phase == "carry":
             target_m = np.array([release_m[0], release_m[1], max(handling.carry_m, release_m[2])])
-            if not _near(hand_m[:2], target_m[:2], _TOLERANCE_M):
+            if not near(hand_m[:2], target_m[:2], _TOLERANCE_M):
                 return target_m, True
             self._phase = "lower"
         if self._phase == "lower":
-            if not _near(hand_m, release_m, _TOLERANCE_M):
+            if not near(hand_m, release_m, _TOLERANCE_M):
                 return release_m, True
             self._phase = "open"
             return release_m, False
@@ -260,11 +263,11 @@ class DoorDemonstrator(_Hand):
         grasp_m = handle_m + self._script.grasp_offset_m
         if self._phase == "face":
             target_m = np.add(grasp_m, (0.0, _APPROACH_M, 0.0))
-            if not _near(hand_m, target_m, 0.015) or np.abs(turn_rad).max() > 0.1:
+            if not near(hand_m, target_m, 0.015) or np.abs(turn_rad).max() > 0.1:
                 return target_m, False
             self._phase = "reach"
         if self._phase == "reach":
-            if not _near(hand_m, grasp_m, 0.012):
+            if not near(hand_m, grasp_m, 0.012):
                 return grasp_m, False
             self._phase = "close"
             return grasp_m, True
@@ -278,7 +281,3 @@ class DoorDemonstrator(_Hand):
                 return hand_m + _TURN_M * along, True
             self._phase = "pull"
         return hand_m + _PULL_M, True
-
-
-def _near(hand_m: Position, target_m: Position, tolerance_m: float) -> bool:
-    return bool(np.abs(hand_m - target_m).max() < tolerance_m)

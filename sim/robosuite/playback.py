@@ -73,9 +73,23 @@ class Playback:
         """What is recorded of an episode.
 
         Raises:
-            ValueError: when it is damaged.
+            ValueError: when it is damaged, holds NaN, or its actions are those of another robot.
         """
         recording = self._source.recording(index)
+        about = f"{recording.name} of {self._source.path}"
+        for name in (_STATES, _ACTIONS):
+            strange = np.argwhere(~np.isfinite(recording.columns[name]))
+            if len(strange):
+                raise ValueError(
+                    f"{name} of {about} hold NaN or infinity at step {strange[0][0]}; mend them or "
+                    "drop the demonstration"
+                )
+        names, width = self.environment.action_names, recording.columns[_ACTIONS].shape[-1]
+        if width != len(names):
+            raise ValueError(
+                f"actions of {about} are {width} numbers, but the environment that the file tells "
+                f"of takes {len(names)} ({', '.join(names)}); mend env_args"
+            )
         return Demonstration(
             actions=recording.columns[_ACTIONS].astype(np.float32),
             simulation=Simulation(
@@ -84,8 +98,8 @@ class Playback:
             instruction=recording.instruction,
         )
 
-    def by_state(self, index: int) -> Episode:
-        """The episode that the recorded states show.
+    def by_state(self, demonstration: Demonstration) -> Episode:
+        """The episode that recorded states show.
 
         Reward and success of an action are those of the state after it; the last action is taken in
         the simulator. A success does not end the episode, as the recording went on after it.
@@ -93,8 +107,7 @@ class Playback:
         Raises:
             ValueError: when states or actions do not fit the environment.
         """
-        demonstration, environment = self.demonstration(index), self.environment
-        states = demonstration.simulation.states
+        environment, states = self.environment, demonstration.simulation.states
         seen = [environment.load(states[0], model=demonstration.simulation.model_xml)]
         outcomes = []
         for state in states[1:]:
@@ -104,13 +117,13 @@ class Playback:
         outcomes.append(environment.apply(demonstration.actions[-1]))
         return self._episode(demonstration, seen, outcomes)
 
-    def by_action(self, index: int) -> NDArray[np.float64]:
-        """States (T, D) that the recorded actions lead through, from the first recorded one.
+    def by_action(self, demonstration: Demonstration) -> NDArray[np.float64]:
+        """States (T, D) that recorded actions lead through, from the first recorded one.
 
         Raises:
             ValueError: when states or actions do not fit the environment.
         """
-        demonstration, environment = self.demonstration(index), self.environment
+        environment = self.environment
         environment.load(
             demonstration.simulation.states[0], model=demonstration.simulation.model_xml
         )

@@ -1,10 +1,6 @@
 """What the demonstrators of robosuite's tasks do in each recipe."""
 
-from dataclasses import replace
-
-import numpy as np
-
-from robot_qsft.sim.recipes import Quality
+from robot_qsft.sim.recipes import NOISY, Mistakes, Plan, Quality
 from robot_qsft.sim.robosuite.config import CARRIED, RobosuiteConfig, Task
 from robot_qsft.sim.robosuite.demonstrators import Offset, Script
 from robot_qsft.sim.rollouts import Attempt
@@ -19,16 +15,30 @@ MISSES_M: dict[Task, Offset] = {
 RELEASES_BESIDE_M: dict[Task, Offset] = {"Can": (0.0, -0.2, 0.0), "Stack": (0.0, -0.08, 0.0)}
 """Where it opens beside the goal: over the next compartment, or next to the cube below."""
 
-_RIGHT: Offset = (0.0, 0.0, 0.0)
-_NOISY = 0.38
-_MIXED_GOOD = 0.4
-_PRIOR_GOOD = 0.46
-_TASK_GOOD = 0.41
 _PRIOR_STEPS = 75
 _TASK_STEPS = 120
 
 
-def check(quality: Quality, environment: RobosuiteConfig) -> None:
+def attempts(
+    quality: Quality, environment: RobosuiteConfig, *, episodes: int, seed: int
+) -> list[Attempt]:
+    """See `robot_qsft.sim.recipes.attempts`."""
+    _check(quality, environment)
+    task = environment.task
+    script = Script(task, noise=NOISY) if quality == "noisy" else Script(task)
+    plans = (
+        Plan.of(quality, index, seed=seed, carries=task in CARRIED) for index in range(episodes)
+    )
+    mistakes = Mistakes(
+        MISSES_M[task],
+        RELEASES_BESIDE_M.get(task, (0.0, 0.0, 0.0)),
+        prior_steps=_PRIOR_STEPS,
+        task_steps=_TASK_STEPS,
+    )
+    return [plan.attempt(script, environment, mistakes) for plan in plans]
+
+
+def _check(quality: Quality, environment: RobosuiteConfig) -> None:
     """Refuse a recipe that does not fit the task.
 
     Raises:
@@ -49,32 +59,3 @@ def check(quality: Quality, environment: RobosuiteConfig) -> None:
         )
     if environment.reward != "sparse":
         raise ValueError("demonstrations are rewarded once, at success; leave reward at 'sparse'")
-
-
-def attempt(quality: Quality, environment: RobosuiteConfig, *, index: int, seed: int) -> Attempt:
-    """The demonstration of a number; it depends on number and seed alone."""
-    rng = np.random.default_rng([seed, index])
-    episode_seed = int(rng.integers(2**31))
-    chance = rng.random()
-    task = environment.task
-    script = Script(task)
-    if quality == "noisy":
-        script = Script(task, noise=_NOISY)
-    elif quality == "mixed" and chance > _MIXED_GOOD:
-        misses = task not in RELEASES_BESIDE_M or chance > (1 + _MIXED_GOOD) / 2
-        script = (
-            Script(task, grasp_offset_m=MISSES_M[task])
-            if misses
-            else Script(task, release_offset_m=RELEASES_BESIDE_M[task])
-        )
-    elif quality == "stitch" and index % 2 == 0:
-        offset = _RIGHT if chance < _PRIOR_GOOD else MISSES_M[task]
-        script = Script(task, carry=False, grasp_offset_m=offset)
-        environment = replace(environment, start="table", max_steps=_PRIOR_STEPS)
-        return Attempt(environment, script, episode_seed, "stitch/prior")
-    elif quality == "stitch":
-        offset = _RIGHT if chance < _TASK_GOOD else RELEASES_BESIDE_M[task]
-        script = Script(task, release_offset_m=offset)
-        environment = replace(environment, start="gripper", max_steps=_TASK_STEPS)
-        return Attempt(environment, script, episode_seed, "stitch/task")
-    return Attempt(environment, script, episode_seed, quality)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from robot_qsft.datasets.episode import Episode
 from robot_qsft.datasets.interface import Vector
+from robot_qsft.sim.contract import checked_action, observation_space
 from robot_qsft.sim.environment import observation_of
 from robot_qsft.sim.robosuite.camera import CameraRenderer
 from robot_qsft.sim.robosuite.config import CAMERAS, RobosuiteConfig, Task
@@ -98,16 +99,13 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.state_names = self._entries(self._sensors[0], state)
         self.environment_state_names = self._entries(self._sensors[1], truth)
         self.action_names = self._action_names()
-        size = config.image_size
-        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            "state": _unbounded(len(self.state_names)),
-            "environment_state": _unbounded(len(self.environment_state_names)),
-            "instruction": gymnasium.spaces.Text(128, charset=printable),
-        }
-        if config.cameras:
-            spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(config.cameras, image))
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = observation_space(
+            state=len(self.state_names),
+            environment_state=len(self.environment_state_names),
+            cameras=config.cameras,
+            image_size=config.image_size,
+            instruction=gymnasium.spaces.Text(128, charset=printable),
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
 
     def reset(
@@ -150,13 +148,7 @@ class RobosuiteEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         Raises:
             ValueError: when the action has another shape or holds NaN.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (len(self.action_names),) or not np.isfinite(action).all():
-            raise ValueError(
-                f"the action must be {len(self.action_names)} finite numbers "
-                f"({', '.join(self.action_names)}), got {action.tolist()}"
-            )
-        reward, success = self._control.step(action.clip(-1, 1))
+        reward, success = self._control.step(checked_action(action, self.action_names))
         return (float(success) if self.config.reward == "sparse" else reward), success
 
     def render(self) -> NDArray[np.uint8]:
@@ -450,7 +442,3 @@ def _numbers_of(holder: Any) -> dict[str, Any]:
         elif value is None or isinstance(value, (bool, int, float)):
             numbers[name] = value
     return numbers
-
-
-def _unbounded(size: int) -> gymnasium.spaces.Box:
-    return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
