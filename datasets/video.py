@@ -121,21 +121,24 @@ def _priority_kept() -> Iterator[None]:
     if not hasattr(os, "sched_setscheduler"):
         yield
         return
-    before = {
-        thread: (os.sched_getscheduler(thread), os.sched_getparam(thread)) for thread in _threads()
-    }
+    before = _priorities()
     try:
         yield
     finally:
         ours = before[os.getpid()]
-        for thread in _threads():
+        for thread in _priorities():
             with suppress(OSError):  # it has ended meanwhile
                 os.sched_setscheduler(thread, *before.get(thread, ours))
 
 
-def _threads() -> list[int]:
-    """Those of this process; the main one has the process's number."""
-    return [int(folder.name) for folder in Path("/proc/self/task").iterdir()]
+def _priorities() -> dict[int, tuple[int, Any]]:
+    """Policy and parameters of this process's threads; the main one has the process's number."""
+    priorities = {}
+    for folder in Path("/proc/self/task").iterdir():
+        thread = int(folder.name)
+        with suppress(OSError):  # it has ended meanwhile
+            priorities[thread] = (os.sched_getscheduler(thread), os.sched_getparam(thread))
+    return priorities
 
 
 def read_frames(path: Path, *, times_s: Iterable[float], fps: float) -> Iterator[Image]:

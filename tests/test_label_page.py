@@ -342,6 +342,8 @@ def test_labels_by_keyboard_and_a_killed_server_loses_nothing(
     assert 3 not in stored(labels)
     hands.press("n", "f")
     hands.sees_saved("episode 4 is failure")
+    hands.sees("#name", "episode 5")
+    hands.sees_frame(0)  # or the killed server would leave its pictures half sent
     served.process.send_signal(signal.SIGKILL)
     served.process.wait()
     assert stored(labels) == {
