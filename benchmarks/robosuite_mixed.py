@@ -23,6 +23,8 @@ from robot_qsft.sim.robosuite.config import RobosuiteConfig, Task
 from robot_qsft.train import TrainConfig
 
 MAX_STEPS: dict[Task, int] = {"Lift": 80, "Can": 200}
+STEPS: dict[Task, int] = {"Lift": 1500, "Can": 5000}
+"""Of training."""
 CAMERAS = ("agentview", "wrist")
 BEST = DecodingConfig()
 DECODINGS = {
@@ -39,9 +41,6 @@ def main() -> int:
     parser.add_argument("--images", action="store_true", help="from cameras; hours")
     options = parser.parse_args()
     seeds = (0,) if options.quick else (0, 1, 2)
-    base = _training(images=options.images)
-    if options.quick:
-        base = replace(base, steps=30, validate_every=30)
     name = "robosuite_mixed_images" if options.images else "robosuite_mixed"
     figures = []
     for task in ("Lift",) if options.quick else MAX_STEPS:
@@ -56,8 +55,10 @@ def main() -> int:
             CollectConfig("mixed", episodes=episodes, environment=environment),
             EvaluationConfig(episodes=3 if options.quick else 100),
         )
+        base = _training(images=options.images)
+        base = replace(base, steps=30 if options.quick else STEPS[task])
         figures += _measure(task, setup, base, seeds, least=None if options.images else 0.2)
-    extra = {"steps": base.steps, "episodes": _EPISODES}
+    extra = {"steps": STEPS, "episodes": _EPISODES}
     return 0 if publish(name, figures, extra, quick=options.quick) else 1
 
 
@@ -65,9 +66,16 @@ _EPISODES = 1200
 
 
 def _training(*, images: bool) -> TrainConfig:
-    """The recipe, for episodes of 30 to 200 steps at 20 Hz."""
+    """The recipe, for episodes of 30 to 200 steps at 20 Hz in a workspace of a metre.
+
+    Noise of 0.1 standard deviations would blur the can's place by 2 cm.
+    """
     base = recipes.images() if images else recipes.state()
-    return replace(base, objective=replace(base.objective, discount=0.99, steps=10))
+    return replace(
+        base,
+        objective=replace(base.objective, discount=0.99, steps=10),
+        network=replace(base.network, state_noise=0.03),
+    )
 
 
 def _measure(
