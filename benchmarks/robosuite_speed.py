@@ -173,7 +173,7 @@ def _evaluation(episodes: int) -> Figure:
         environment = RobosuiteConfig("Lift", cameras=())
         setup = Setup(
             Path(folder),
-            CollectConfig("expert", episodes=12, environment=environment),
+            CollectConfig("mixed", episodes=12, environment=environment),
             EvaluationConfig(episodes=episodes),
         )
         run_all(setup, [Run("policy", base, ())])
