@@ -187,15 +187,20 @@ def _no_cluster(address: str, error: BaseException) -> ValueError:
     )
 
 
+_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+"""Of numerics, and of OpenGL in software."""
+
+
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Parallelism comes from processes; numerics threads on top would only contend."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """Parallelism comes from processes; threads on top would only contend."""
+    before = {name: os.environ.get(name) for name in _SINGLE_THREADED}
+    os.environ.update(_SINGLE_THREADED)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
