@@ -70,7 +70,7 @@ class Wander:
 def main() -> int:
     """Measure and publish."""
     quick = quick_from_command_line(__doc__ or "")
-    blocks = 2 if quick else 30
+    blocks = 2 if quick else 16
     figures = []
     for task, camera in (("Lift", "agentview"),) if quick else _VIEWS:
         figures += _against_plain(task, camera, blocks, least=2.0 if task == "Lift" else None)
