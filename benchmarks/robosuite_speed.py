@@ -1,9 +1,9 @@
 """How fast robosuite's tasks run: against plain robosuite, in processes, and in an evaluation.
 
 Plain robosuite is `robosuite.make` as it comes, with the same offscreen camera; both are given the
-same actions and take turns, block by block, in a process of their own for every view (what plain
-robosuite frees late would otherwise be freed from the next view's renderer). Ratios are of CPU seconds
-of that process, all its threads included, so that other programs on the machine do not count.
+same actions and take turns, block by block, in a process of their own for every view: what plain
+robosuite frees late would otherwise be freed from the next view's renderer. Ratios are of CPU
+seconds of that process, all its threads included, so that other programs do not count.
 """
 
 import sys

@@ -6,7 +6,7 @@ H height, S state dimensions, W width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,4 +67,16 @@ class Policy(Protocol):
 
         Raises:
             ValueError: when the observation does not fit the policy.
+        """
+
+
+@runtime_checkable
+class PrefixPolicy(Policy, Protocol):
+    """A policy that can be told what will have been done before its answer counts."""
+
+    def act_after(self, observation: Observation, committed: Vector) -> ActionChunk:
+        """Choose a chunk that begins with `committed`, float32 (C, A), and goes on from there.
+
+        Raises:
+            ValueError: when the observation or the actions do not fit the policy.
         """
