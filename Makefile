@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 EXTRAS := dev
+WITHOUT_DEPENDENCIES := openpi-client
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,6 +13,7 @@ INSTALL := $(BIN)/pip install --quiet --no-index --find-links $(WHEELS) --constr
 
 # robosuite needs numpy 1 and so an environment of its own; all else is tested with numpy 2.
 ROBOSUITE := $(MAKE) --no-print-directory VENV=.venv-robosuite EXTRAS=robosuite,test \
+	WITHOUT_DEPENDENCIES= \
 	CONSTRAINTS=constraints-robosuite.txt WHEELS=$(WHEELS)-robosuite
 ROBOSUITE_TESTS := $(wildcard tests/test_robosuite_*.py) tests/test_format_table.py
 
@@ -69,6 +71,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -VV | cat - $^ | cmp --silent - $(WHEELS)/kept-for || $(MAKE) --no-print-directory wheels
 	$(INSTALL) setuptools torch
 	$(INSTALL) --no-build-isolation --editable ".[$(EXTRAS)]"
+	$(if $(WITHOUT_DEPENDENCIES),$(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES))
 	touch $@
 
 wheels:
@@ -76,6 +79,7 @@ wheels:
 	$(DOWNLOAD) "setuptools>=77" torch
 	$(INSTALL) setuptools torch
 	$(DOWNLOAD) --no-build-isolation ".[$(EXTRAS)]"
+	$(if $(WITHOUT_DEPENDENCIES),$(DOWNLOAD) --no-deps $(WITHOUT_DEPENDENCIES))
 	$(BIN)/python -VV | cat - pyproject.toml $(CONSTRAINTS) >$(WHEELS)/kept-for
 
 # Tests that need a browser or OpenGL skip with the reason where it is not installed.
