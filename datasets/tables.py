@@ -1,7 +1,7 @@
 """All numbers of a data set, episodes laid end to end, without its images.
 
-Shape legend: A action dimensions, E environment-state dimensions, M episodes, N frames,
-S state dimensions.
+Shape legend: A action dimensions, C chunk length, E environment-state dimensions, M episodes,
+N frames, S state dimensions.
 """
 
 from dataclasses import dataclass
@@ -75,3 +75,22 @@ class Tables:
     def instructions(self) -> tuple[str, ...]:
         """What each episode was asked to do, M in all."""
         return tuple(self.tasks[index] for index in self.task_indices)
+
+
+def action_chunks(actions: Vector, episode_starts: NDArray[np.int64], *, length: int) -> Vector:
+    """Every frame's action and those that follow it, end to end: float32 (N, C * A).
+
+    After an episode's last action that one is repeated. Actions 1, 2, 3 of one episode make the
+    chunks (1, 2), (2, 3), (3, 3) of length 2.
+
+    Args:
+        actions: float32 (N, A).
+        episode_starts: int64 (M,), ascending from 0.
+        length: C.
+    """
+    count = len(actions)
+    ends = np.append(episode_starts[1:], count)
+    last_N = np.repeat(ends, ends - episode_starts) - 1
+    rows_NC = np.minimum(np.arange(count)[:, None] + np.arange(length), last_N[:, None])
+    chunks: Vector = actions[rows_NC].reshape(count, -1)
+    return chunks

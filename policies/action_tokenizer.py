@@ -145,6 +145,10 @@ class ActionTokenizer:
             np.int64,
         )
 
+    def repeated(self, times: int) -> "ActionTokenizer":
+        """The same bins for so many consecutive actions, end to end."""
+        return ActionTokenizer(self.dimensions * times)
+
     def to_json(self) -> list[dict[str, Any]]:
         """As plain lists, for the checkpoint."""
         return [asdict(dimension) for dimension in self.dimensions]

@@ -85,8 +85,9 @@ class PolicySpec:
         image_size: height and width of the images in pixels.
         state_size: S.
         environment_state_size: E, or 0 where the policy must not see the simulator's truth.
-        bins: K_d of every action dimension.
+        bins: K_d of every action dimension, of all actions of a chunk end to end.
         discrete: which action dimensions are discrete.
+        chunk: C, consecutive actions that are decided at once.
     """
 
     cameras: tuple[str, ...]
@@ -95,6 +96,7 @@ class PolicySpec:
     environment_state_size: int
     bins: tuple[int, ...]
     discrete: tuple[bool, ...]
+    chunk: int = 1
 
     def __post_init__(self) -> None:
         """Refuse an image size that the stem's strides do not divide.
@@ -239,13 +241,22 @@ class RTNetwork(nn.Module):
 class Decoder:
     """Feeds action tokens one by one through the cache of an observation already read."""
 
-    def __init__(self, network: RTNetwork, inputs: TokenInputs):
-        """Read the observation; the first token's log-probabilities can be asked for then."""
+    def __init__(self, network: RTNetwork, inputs: TokenInputs, given_BT: Tensor | None = None):
+        """Read the observation, and tokens that are given, in one pass.
+
+        Then the next token's log-probabilities can be asked for.
+        """
         self._network = network
         self._caches: list[list[KeyValue] | None] = [None] * len(network.trunks)
         self._hidden: list[Tensor] = []
-        self._dimension = 0
-        self._advance([trunk.observe(inputs) for trunk in network.trunks])
+        self._dimension = 0 if given_BT is None else given_BT.shape[1]
+        prefixes = [trunk.observe(inputs) for trunk in network.trunks]
+        if given_BT is not None:
+            prefixes = [
+                torch.cat([prefix_BPW, trunk.embed_actions(given_BT)], dim=1)
+                for prefix_BPW, trunk in zip(prefixes, network.trunks, strict=True)
+            ]
+        self._advance(prefixes)
 
     def log_behaviour(self) -> Tensor:
         """Log-probabilities (B, 1, K) of the next token under the behaviour head alone."""

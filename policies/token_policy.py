@@ -1,7 +1,7 @@
 """The policy that acts by a token network.
 
-Shape legend: A, D action dimensions (tokens), H likelihood heads, V bins and, where p has one, the
-reject token.
+Shape legend: A action dimensions, C chunk length, D = C A tokens, H likelihood heads, V bins and,
+where p has one, the reject token.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from robot_qsft.datasets.interface import ActionChunk, Observation
+from robot_qsft.datasets.interface import ActionChunk, Observation, Vector
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.instructions import word_tokens
@@ -37,12 +37,15 @@ class DecodingConfig:
             as in the "paper" (Algorithm 1).
         support_threshold: bins below this share of the likeliest one's probability are not chosen
             (where beta is not 0).
+        execute: actions of a chunk that are decided and done before the policy looks again; 0 for
+            all of them.
     """
 
     beta: float = 16.0
     temperature: float = 0.5
     extraction: Extraction = "ratio"
     support_threshold: float = 0.1
+    execute: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range.
@@ -55,6 +58,8 @@ class DecodingConfig:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 <= self.support_threshold <= 1:
             raise ValueError(f"support_threshold must lie in [0, 1], got {self.support_threshold}")
+        if self.execute < 0:
+            raise ValueError(f"execute must be at least 0, got {self.execute}")
 
 
 BC_GREEDY = DecodingConfig(beta=0, temperature=0)
@@ -64,7 +69,10 @@ BC_SAMPLED = DecodingConfig(beta=0, temperature=1)
 
 
 class TokenPolicy:
-    """A `Policy` over a token network: one forward pass reads the observation, D short ones act."""
+    """A `PrefixPolicy` over a token network.
+
+    One forward pass reads the observation, a short one for each token acts.
+    """
 
     def __init__(
         self,
@@ -101,36 +109,69 @@ class TokenPolicy:
         """Begin an episode; sampled tokens follow from `seed`."""
         self._rng = np.random.default_rng(seed)
 
-    @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:
-        """Choose one action; its value is Q(s, a) of the whole action, None without values.
+        """Choose a chunk; its value is Q(s, a) of all of its actions, None without values.
 
         Raises:
             ValueError: when the observation lacks a camera, has another size, or holds NaN, or when
                 the network's output does.
         """
-        decoder = Decoder(self._network, self._inputs(observation))
-        tokens: list[int] = []
+        return self._decode(observation, [])
+
+    def act_after(self, observation: Observation, committed: Vector) -> ActionChunk:
+        """Choose a chunk that begins with `committed`, float32 (C, A).
+
+        The committed actions are a prefix that the rest is decided by, token by token as ever, so
+        the chunk goes on from them as demonstrations do (real-time chunking, Black et al. 2025,
+        arXiv 2506.07339, which is exact for tokens of single actions). They come back as their
+        bins' centres.
+
+        Raises:
+            ValueError: as `act`, and when `committed` leaves nothing to decide or has another size.
+        """
+        chunk = self.spec.chunk
+        size = len(self.spec.bins) // chunk
+        if committed.ndim != 2 or committed.shape[1] != size or len(committed) >= chunk:
+            raise ValueError(
+                f"committed actions must be fewer than {chunk} rows of {size}, "
+                f"got {committed.shape}"
+            )
+        whole_CA = np.zeros((chunk, size), np.float32)
+        whole_CA[: len(committed)] = committed
+        tokens: list[int] = self._tokenizer.encode(whole_CA.reshape(1, -1))[0].tolist()
+        return self._decode(observation, tokens[: committed.size])
+
+    @torch.inference_mode()
+    def _decode(self, observation: Observation, tokens: list[int]) -> ActionChunk:
+        """Go on from the first tokens of a chunk to its end."""
+        size = len(self.spec.bins) // self.spec.chunk
+        wanted = size * min(self._decoding.execute or self.spec.chunk, self.spec.chunk)
+        given = torch.tensor([tokens], device=self._device) if tokens else None
+        decoder = Decoder(self._network, self._inputs(observation), given)
         perturbations_DV = self._perturbations()
         log_probability, value = 0.0, None
-        for dimension in range(len(self.spec.bins)):
-            if tokens:
-                decoder.append(torch.tensor(tokens[-1:], device=self._device))
+        chosen = list(tokens)
+        while len(chosen) < wanted:
+            dimension = len(chosen)
+            if dimension > len(tokens):
+                decoder.append(torch.tensor(chosen[-1:], device=self._device))
             if self._has_values:
                 log_pi_V, *log_p_HV = decoder.log_heads().cpu().numpy()[:, 0, 0].tolist()
                 logits_V, q_V = tilted_logits(log_pi_V, log_p_HV, self._decoding)
-                tokens.append(_largest(logits_V, perturbations_DV, dimension))
-                value = q_V[tokens[-1]]  # the last token's is that of the whole action
+                chosen.append(_largest(logits_V, perturbations_DV, dimension))
+                value = q_V[chosen[-1]]  # the last token's is that of the whole chunk
             else:
                 log_pi_V = decoder.log_behaviour().cpu().numpy()[0, 0].tolist()
-                tokens.append(_largest(log_pi_V, perturbations_DV, dimension))
-            log_probability += log_pi_V[tokens[-1]]
+                chosen.append(_largest(log_pi_V, perturbations_DV, dimension))
+            log_probability += log_pi_V[chosen[-1]]
         if not math.isfinite(log_probability) or not math.isfinite(value or 0.0):
             raise ValueError(
                 "the network's output holds NaN, which no action stands for; its training diverged "
                 "or its checkpoint is damaged"
             )
-        return ActionChunk(self._tokenizer.decode(np.array([tokens])), value, log_probability)
+        padded = chosen + [0] * (len(self.spec.bins) - len(chosen))
+        actions_CA = self._tokenizer.decode(np.array([padded])).reshape(-1, size)
+        return ActionChunk(actions_CA[: len(chosen) // size], value, log_probability)
 
     def _perturbations(self) -> list[list[float]] | None:
         """Gumbel noise (D, V): the largest of logits with noise is a draw; None for greedy."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.features import ACTION, ENVIRONMENT_STATE, STATE
 from robot_qsft.datasets.interface import Image
 from robot_qsft.datasets.mapped import MappedEpisode, MappedSource
+from robot_qsft.datasets.tables import action_chunks
 from robot_qsft.datasets.wording import listed
 from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import DESCRIPTION, load_policy
@@ -98,7 +99,9 @@ def _batches(
     spec = network.spec
     states = _vector(recorded, STATE, spec.state_size)
     environment_states = _vector(recorded, ENVIRONMENT_STATE, spec.environment_state_size)
-    tokens = torch.from_numpy(tokenizer.encode(recorded.columns[ACTION].astype(np.float32)))
+    actions = recorded.columns[ACTION].astype(np.float32)
+    chunks = action_chunks(actions, np.zeros(1, np.int64), length=spec.chunk)
+    tokens = torch.from_numpy(tokenizer.encode(chunks))
     words = torch.from_numpy(word_tokens(recorded.instruction, network.config.instruction_words))
     images = {camera: _frames(spec, camera, source, episode, recorded) for camera in spec.cameras}
     for start in range(0, len(recorded), _BATCH):

@@ -26,7 +26,7 @@ from robot_qsft.datasets.batches import (
     n_step_returns,
 )
 from robot_qsft.datasets.outcomes import check_outcomes_known, check_rewards, infer_outcomes
-from robot_qsft.datasets.tables import Tables
+from robot_qsft.datasets.tables import Tables, action_chunks
 from robot_qsft.json_file import write_json
 from robot_qsft.learning_step import Collator, Losses, Method, losses
 from robot_qsft.objective import ObjectiveConfig, smoothing_kernels
@@ -62,6 +62,7 @@ class TrainConfig:
         environment_state: let the policy read the simulator's truth (low-dimensional tasks).
         network: its size and layout.
         tokenizer: action bins.
+        chunk: consecutive actions that are decided at once.
         objective: what Q-SFT learns.
         sampler: batches.
         steps: gradient steps.
@@ -86,6 +87,7 @@ class TrainConfig:
     environment_state: bool = False
     network: RTConfig = field(default_factory=RTConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    chunk: int = 1
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     steps: int = 3000
@@ -109,12 +111,17 @@ class TrainConfig:
         Raises:
             ValueError: naming the field.
         """
-        for name in ("steps", "validate_every", "checkpoint_every"):
+        for name in ("chunk", "steps", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "shift_pixels", "validation_batches"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.objective.steps < self.chunk:
+            raise ValueError(
+                f"objective.steps must be at least the {self.chunk} actions of a chunk, after "
+                f"which there is a next value to look at, got {self.objective.steps}"
+            )
 
 
 class Progress(Protocol):
@@ -146,6 +153,7 @@ def train(
     episodes = chosen_episodes(config, data)
     rows = rows_of(data.tables, episodes)
     tokenizer = ActionTokenizer.fit(data.tables.actions[rows], config.tokenizer)
+    tokenizer = tokenizer.repeated(config.chunk)
     spec = policy_spec(config, data, tokenizer)
     torch.manual_seed(config.seed)
     state = new_state(config, spec, data.tables, rows, device)
@@ -251,6 +259,7 @@ def policy_spec(config: TrainConfig, data: TrainingData, tokenizer: ActionTokeni
         ),
         bins=tokenizer.bins,
         discrete=tokenizer.discrete,
+        chunk=config.chunk,
     )
 
 
@@ -294,10 +303,11 @@ def collator(
 ) -> Collator:
     """The collator for a data set."""
     words = [word_tokens(task, config.network.instruction_words) for task in tables.tasks]
+    chunks = action_chunks(tables.actions, tables.episode_starts, length=config.chunk)
     return Collator(
         tables,
         returns,
-        tokens_ND=tokenizer.encode(tables.actions),
+        tokens_ND=tokenizer.encode(chunks),
         words_MI=np.stack(words),
         environment_state_size=spec.environment_state_size,
         monte_carlo_bound=config.objective.monte_carlo_bound,

@@ -18,7 +18,7 @@ from robot_qsft.datasets.batches import (
     WindowSampler,
     n_step_returns,
 )
-from robot_qsft.datasets.tables import Tables
+from robot_qsft.datasets.tables import Tables, action_chunks
 from robot_qsft.policies.instructions import BUCKETS, word_tokens
 from robot_qsft.policies.vision import random_shift
 
@@ -326,3 +326,16 @@ def test_instruction_is_cut_and_padded() -> None:
 def test_word_tokens_fit_the_embedding(instruction: str) -> None:
     found = tokens(instruction)
     assert ((found >= 0) & (found < BUCKETS)).all()
+
+
+def test_chunks_end_with_their_episode() -> None:
+    actions = np.arange(1, 11, dtype=np.float32).reshape(5, 2)
+    chunks = action_chunks(actions, np.array([0, 3]), length=2)
+    assert chunks.tolist() == [
+        [1, 2, 3, 4],
+        [3, 4, 5, 6],
+        [5, 6, 5, 6],  # the last action of the first episode again
+        [7, 8, 9, 10],
+        [9, 10, 9, 10],
+    ]
+    np.testing.assert_array_equal(action_chunks(actions, np.array([0, 3]), length=1), actions)

@@ -296,6 +296,7 @@ def test_dropout_is_for_training_only() -> None:
         (lambda: new_network(replace(CONFIG, initial_value=1.0), SPEC), "initial_value must lie"),
         (lambda: DecodingConfig(beta=-1), "beta must be finite and at least 0"),
         (lambda: DecodingConfig(beta=math.nan), "beta must be finite and at least 0"),
+        (lambda: DecodingConfig(execute=-1), "execute must be at least 0"),
         (lambda: DecodingConfig(support_threshold=1.5), r"support_threshold must lie in \[0, 1\]"),
     ],
 )
@@ -378,6 +379,54 @@ def test_tilt_changes_some_actions() -> None:
         for each in observations
     ]
     assert 0 < sum(differ) < 16
+
+
+CHUNK_SPEC = replace(SPEC, bins=SPEC.bins * 3, discrete=SPEC.discrete * 3, chunk=3)
+"""Three actions at once."""
+
+
+@pytest.mark.parametrize("has_values", [True, False])
+@pytest.mark.parametrize("trunks", ["shared", "separate"])
+def test_what_is_committed_begins_the_chunk_and_the_rest_follows_from_it(
+    trunks: Any, has_values: bool
+) -> None:
+    """Committing to what would have been chosen anyway changes nothing; to something else does."""
+    config = replace(CONFIG, trunks=trunks)
+    network = stirred_network(config, CHUNK_SPEC)
+    inputs = random_inputs(config, CHUNK_SPEC, batch=16)
+    policy = policy_over(network, has_values=has_values, beta=8.0)
+    tokenizer, differ = tokenizer_of(CHUNK_SPEC), 0
+    for row in range(16):
+        observation = observation_like(inputs, row)
+        free = policy.act(observation)
+        assert free.actions.shape == (3, 3)
+        for committed in (0, 1, 2):
+            bound = policy.act_after(observation, free.actions[:committed])
+            np.testing.assert_array_equal(bound.actions, free.actions)
+            if has_values:
+                assert bound.value == pytest.approx(free.value, abs=1e-4)
+        other = tokenizer.decode(tokenizer.encode(free.actions.reshape(1, -1)) * 0).reshape(3, 3)
+        bound = policy.act_after(observation, other[:2])
+        np.testing.assert_array_equal(bound.actions[:2], other[:2])
+        differ += not np.array_equal(bound.actions[2], free.actions[2])
+    assert differ > 0
+
+
+def test_a_chunk_is_decided_as_far_as_it_is_executed() -> None:
+    network = stirred_network(CONFIG, CHUNK_SPEC)
+    observation = observation_like(random_inputs(CONFIG, CHUNK_SPEC), 0)
+    whole = policy_over(network, beta=8.0).act(observation)
+    for execute, length in ((0, 3), (1, 1), (2, 2), (3, 3), (9, 3)):
+        chunk = policy_over(network, beta=8.0, execute=execute).act(observation)
+        np.testing.assert_array_equal(chunk.actions, whole.actions[:length])
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 2), (3,)])
+def test_commitments_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    network = stirred_network(CONFIG, CHUNK_SPEC)
+    observation = observation_like(random_inputs(CONFIG, CHUNK_SPEC), 0)
+    with pytest.raises(ValueError, match="committed actions must be fewer than 3 rows of 3"):
+        policy_over(network).act_after(observation, np.zeros(shape, np.float32))
 
 
 def test_policy_without_values_acts_by_its_behaviour_alone() -> None:

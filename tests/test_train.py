@@ -238,7 +238,7 @@ def test_refused_training_leaves_nothing(tiny, training_data, tmp_path, changes,
     assert not run.exists()
 
 
-@pytest.mark.parametrize("name", ["steps", "validate_every", "checkpoint_every"])
+@pytest.mark.parametrize("name", ["chunk", "steps", "validate_every", "checkpoint_every"])
 def test_a_run_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         TrainConfig(**{name: 0})
@@ -370,6 +370,55 @@ def test_it_learns_what_pays_from_those_who_mostly_do_not_know(tiny, bandit, tmp
         assert chunk.value == pytest.approx(value, abs=0.15)
         share = np.exp(chunk.behaviour_log_probability)
         assert share == pytest.approx(0.8 if action < 0 else 0.2, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def lock(write_dataset, tmp_path_factory):
+    """Two steps, -1 or 1 each; 25% do twice the same, which pays. Nobody sees what was done."""
+    rng = np.random.default_rng(0)
+    first = rng.choice([-1.0, 1.0], 600)
+    second = np.where(rng.random(600) < 0.25, first, -first)
+    path = write_dataset(
+        tmp_path_factory.mktemp("lock") / "data",
+        actions=[np.array([[one], [other]]) for one, other in zip(first, second, strict=True)],
+        successes=(first == second).tolist(),
+        states=[np.array([[0.0, x], [1.0, x]]) for x in rng.normal(size=600)],
+    )
+    return load_training_data(Dataset.open(path), cameras=(), image_size=16, validation_share=0.1)
+
+
+def test_a_chunk_fits_together_and_goes_on_from_what_is_committed(tiny, lock, tmp_path):
+    config = replace(
+        tiny,
+        network=replace(tiny.network, dropout=0.0),
+        sampler=SamplerConfig(batch_size=64),
+        chunk=2,
+        steps=250,
+        learning_rate=5e-3,
+        target_rate=0.05,
+        checkpoint_every=1000,
+    )
+    folder = train(config, lock, tmp_path / "run", progress=Watcher(), resume=False)
+    observation = Observation(np.zeros(2, np.float32), "do it")
+    policy = TokenPolicy.load(folder, DecodingConfig(beta=16, temperature=1))
+    cloned = TokenPolicy.load(folder, DecodingConfig(beta=0, temperature=0))
+    policy.reset(seed=0)
+    chunks = [policy.act(observation) for _ in range(20)]
+    assert {float(chunk.actions[0, 0]) for chunk in chunks} == {-1.0, 1.0}
+    assert sum(chunk.actions[0, 0] == chunk.actions[1, 0] for chunk in chunks) >= 19
+    assert np.mean([chunk.value for chunk in chunks]) > 0.5
+    for first in (-1.0, 1.0):
+        committed = np.array([[first]], np.float32)
+        bound = policy.act_after(observation, committed)
+        assert bound.actions.tolist() == [[first], [first]]
+        imitated = cloned.act_after(observation, committed)
+        assert imitated.actions.tolist() == [[first], [-first]]
+        assert imitated.value < 0.3
+
+
+def test_a_chunk_is_no_longer_than_the_return_looks_ahead(tiny):
+    with pytest.raises(ValueError, match="steps must be at least the 6 actions of a chunk"):
+        replace(tiny, chunk=6)
 
 
 def test_learning_rate_rises_and_falls():
