@@ -1,4 +1,7 @@
-"""Who may talk to the policy server: this machine; others by TLS and a token, or a certificate."""
+"""Where the policy server listens and who may talk to it.
+
+This machine may; others by TLS and a token, or a certificate.
+"""
 
 import hmac
 import ipaddress
@@ -8,6 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where and for whom the server works.
+
+    Attributes:
+        host: address to listen on; any but this machine's own needs TLS and a token.
+        port: to listen on; 0 for any that is free.
+        max_clients: connections at a time.
+        idle_s: after which a connection that asks for nothing is closed.
+        send_s: after which a client that does not take its answer is given up.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_clients: int = 128
+    idle_s: float = 600.0
+    send_s: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -21,7 +20,7 @@ from websockets.http11 import Response
 
 from robot_qsft.datasets.interface import ActionChunk
 from robot_qsft.hardware import meta
-from robot_qsft.hardware.access import Access
+from robot_qsft.hardware.access import Access, ServerConfig
 from robot_qsft.hardware.inference import Dropped, InferenceWorker, Request
 from robot_qsft.hardware.metrics import Metrics
 from robot_qsft.hardware.observations import ObservationSpec, committed_from, observation_from
@@ -42,25 +41,6 @@ _PIPELINED = 8
 """Requests of a connection that may wait for their answer to be sent."""
 
 _Outcome = ActionChunk | Dropped | Exception
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """Where and for whom the server works.
-
-    Attributes:
-        host: address to listen on; any but this machine's own needs TLS and a token.
-        port: to listen on; 0 for any that is free.
-        max_clients: connections at a time.
-        idle_s: after which a connection that asks for nothing is closed.
-        send_s: after which a client that does not take its answer is given up.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_clients: int = 128
-    idle_s: float = 600.0
-    send_s: float = 5.0
 
 
 class PolicyServer:

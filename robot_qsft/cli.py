@@ -35,6 +35,7 @@ from robot_qsft.policies.action_tokenizer import ActionTokenizer
 from robot_qsft.policies.checkpoint import load_policy
 from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.replay_command import Replay
+from robot_qsft.serve_command import Serve
 from robot_qsft.sim.rollouts import Rollout
 from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
@@ -236,7 +237,7 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = Collect | DataCommand | Train | Eval | Replay | Demo | Doctor
+Command: TypeAlias = Collect | DataCommand | Train | Eval | Replay | Serve | Demo | Doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

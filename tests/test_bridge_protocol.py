@@ -1,17 +1,16 @@
 """Frames: the same bytes as openpi's client makes, and nothing that a stranger should not send."""
 
-import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from robot_qsft.hardware.protocol import DTYPES, FrameError, FrameLimits, pack, unpack
+pytest.importorskip("openpi_client", reason="openpi-client is not installed")
+import msgpack
+from openpi_client import msgpack_numpy as openpi_msgpack
 
-openpi_msgpack = pytest.importorskip(
-    "openpi_client.msgpack_numpy", reason="openpi-client is not installed"
-)
+from robot_qsft.hardware.protocol import DTYPES, FrameError, FrameLimits, pack, unpack
 
 
 def observation() -> dict:

@@ -14,19 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.sync.client import connect
 
 from robot_qsft.datasets.interface import ActionChunk, Observation, Policy
-from robot_qsft.hardware.access import Access, AccessConfig, client_tls
+from robot_qsft.hardware.access import Access, AccessConfig, ServerConfig, client_tls
 from robot_qsft.hardware.inference import InferenceWorker
 from robot_qsft.hardware.observations import ObservationSpec
-from robot_qsft.hardware.protocol import pack, unpack
-from robot_qsft.hardware.server import PolicyServer, ServerConfig
 
 pytest.importorskip("openpi_client", reason="openpi-client is not installed")
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import connect
+
+from robot_qsft.hardware.protocol import pack, unpack
+from robot_qsft.hardware.server import PolicyServer
 
 SPEC = ObservationSpec(
     cameras=("wrist",),
