@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Overlap: TypeAlias = Literal["replace", "ensemble"]
+Pace: TypeAlias = Literal["even", "at once"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +79,16 @@ class Schedule:
         overlap: who speaks for a step that several chunks have: the newest ("replace"), or all of
             them, the n-th oldest weighing exp(-decay n) ("ensemble"; Zhao et al. 2023, arXiv
             2304.13705).
-        decay: of that weight.
+        pace: within a step the target moves "even"-ly from the end of the step before to that of
+            this one, or is there "at once", as where demonstrations were recorded by giving a servo
+            its goal.
+        decay: of an ensemble's weights.
     """
 
     begin_s: float
     period_s: float
     overlap: Overlap = "replace"
+    pace: Pace = "even"
     decay: float = 0.01
     slots: dict[int, dict[int, _Slot]] = field(default_factory=dict)
 
@@ -106,8 +111,7 @@ class Schedule:
     def due(self, now_s: float) -> Due | None:
         """What to do at `now_s`; None before the first step and when nothing is known.
 
-        Within a step the target moves evenly from the last step's end to this one's. After the
-        last step it stays where it is.
+        After the last step the target stays where it is.
         """
         step = self.step_at(now_s)
         known = max((one for one in self.slots if one <= step), default=None)
@@ -115,7 +119,7 @@ class Schedule:
             return None
         target_X, newest = self._speaks(known)
         speed_X = np.zeros_like(target_X)
-        if known == step and step - 1 in self.slots:
+        if self.pace == "even" and known == step and step - 1 in self.slots:
             before_X = self._speaks(step - 1)[0]
             share = (now_s - self.begin_s) / self.period_s - step
             whole_X = target_X - before_X

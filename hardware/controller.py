@@ -12,7 +12,7 @@ from enum import IntFlag
 
 import numpy as np
 
-from robot_qsft.hardware.chunks import Due, JointChunk, Overlap, Schedule
+from robot_qsft.hardware.chunks import Due, JointChunk, Overlap, Pace, Schedule
 from robot_qsft.hardware.description import RobotDescription
 from robot_qsft.hardware.kinematics import Chain
 from robot_qsft.hardware.limits import (
@@ -46,13 +46,16 @@ class ControlConfig:
 
     Attributes:
         stale_s: an observation older than this moves nothing any more.
-        overlap: who speaks for a step that several chunks have.
+        overlap: who speaks for a step that several chunks have: the newest ("replace"), or all
+            together ("ensemble").
+        pace: within a policy's step the target moves "even"-ly, or is there "at once".
         speed: share of the velocity limits that is used.
         late_s: a control period that begins later than this holds the arm.
     """
 
     stale_s: float = 0.5
     overlap: Overlap = "replace"
+    pace: Pace = "even"
     speed: float = 1.0
     late_s: float = 0.1
 
@@ -110,6 +113,21 @@ class Controller:
         """What it is doing."""
         return self._state
 
+    @property
+    def reason(self) -> str:
+        """Why it holds, is at fault, or waits; "" otherwise."""
+        return self._reason
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is commanded to move."""
+        return self._setpoint is None or self._setpoint.resting
+
+    @property
+    def stream(self) -> int:
+        """The stream whose chunks are for now; -1 before the first."""
+        return self._stream
+
     def connected(self, measured: RobotState) -> None:
         """The arm answers: stand still where it is."""
         self._stand(measured)
@@ -122,13 +140,23 @@ class Controller:
         self._setpoint = None
 
     def fail(self, reason: str) -> None:
-        """Something outside went wrong, such as the driver."""
-        self._fault(reason)
+        """Something outside went wrong, such as the driver: stop, and wait for a reset."""
+        before = self._state
+        self._change(Event.FAULT)
+        if self._state is not before:
+            self._reason = reason
+
+    def hold(self, reason: str) -> None:
+        """Come to rest along the path, and wait for the operator."""
+        before = self._state
+        self._change(Event.HOLD)
+        if self._state is not before:  # the first reason is the one that counts
+            self._reason = reason
 
     def begin_stream(self, stream: int, *, begin_s: float, period_s: float) -> None:
         """Chunks of `stream` are for now; what was known of an earlier one is not."""
         self._stream = stream
-        self._schedule = Schedule(begin_s, period_s, self._config.overlap)
+        self._schedule = Schedule(begin_s, period_s, self._config.overlap, self._config.pace)
 
     def take(self, chunk: JointChunk, now_s: float) -> str:
         """Take in a chunk; gives the objection to it, "" where there is none."""
@@ -157,11 +185,11 @@ class Controller:
         if self._state is State.RUNNING:
             due, objection = self._wanted(now_s)
             if objection:
-                self._hold(objection)
+                self.hold(objection)
         try:
             self._setpoint = self._next(self._setpoint, due)
         except MotionError as error:
-            self._fault(f"no motion within the limits: {error}")
+            self.fail(f"no motion within the limits: {error}")
             return Decision(self._state, self._reason, None, self._opening, due)
         if due is not None and self._state is State.RUNNING:
             self._open_toward(float(due.target_X[-1]))
@@ -177,11 +205,11 @@ class Controller:
             tracking_error_rad=self._description.tracking_error_rad,
         )
         if objection:
-            self._fault(objection)
+            self.fail(objection)
 
     def _obey(self, requests: Request, measured: RobotState, now_s: float) -> None:
         if requests & Request.STOP:
-            self._hold("stopped by the operator")
+            self.hold("stopped by the operator")
             return
         if requests & Request.RESET and self._state is State.FAULT and not measured.fault:
             self._stand(measured)
@@ -224,7 +252,7 @@ class Controller:
                 objection = str(error)
             if not objection:
                 return candidate
-            self._hold(objection)
+            self.hold(objection)
         return setpoint if setpoint.resting else _settled(self._motion.brake(setpoint))
 
     def _objection_to(self, setpoint: Setpoint) -> str:
@@ -249,18 +277,6 @@ class Controller:
     def _stand(self, measured: RobotState) -> None:
         self._setpoint = Setpoint.at_rest(measured.positions_rad)
         self._opening = measured.gripper_opening
-
-    def _hold(self, reason: str) -> None:
-        before = self._state
-        self._change(Event.HOLD)
-        if self._state is not before:  # the first reason is the one that counts
-            self._reason = reason
-
-    def _fault(self, reason: str) -> None:
-        before = self._state
-        self._change(Event.FAULT)
-        if self._state is not before:
-            self._reason = reason
 
     def _change(self, event: Event) -> None:
         self._state = after(self._state, event)

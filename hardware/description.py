@@ -6,9 +6,10 @@ in metres, all angles in radians, all positions in the frame of the arm's base.
 Shape legend: J joints.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
@@ -197,6 +198,11 @@ def read_description(text: str) -> RobotDescription:
     description: RobotDescription = _read(RobotDescription, value, "robot")
     _check(description)
     return description
+
+
+def description_text(description: RobotDescription) -> str:
+    """A text that `read_description` makes the same description of."""
+    return json.dumps(asdict(description))
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

@@ -37,6 +37,7 @@ from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.replay_command import Replay
 from robot_qsft.serve_command import Serve
 from robot_qsft.sim.rollouts import Rollout
+from robot_qsft.simulate_command import Simulate
 from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
@@ -237,7 +238,9 @@ class Doctor:
         return print_findings(examine())
 
 
-Command: TypeAlias = Collect | DataCommand | Train | Eval | Replay | Serve | Demo | Doctor
+Command: TypeAlias = (
+    Collect | DataCommand | Train | Eval | Replay | Serve | Simulate | Demo | Doctor
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

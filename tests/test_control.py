@@ -365,12 +365,13 @@ def chunk(seq: int, first_step: int, steps: int) -> JointChunk:
     ),
     st.randoms(),
     st.sampled_from(["replace", "ensemble"]),
+    st.sampled_from(["even", "at once"]),
 )
-def test_order_duplicates_and_loss_do_not_matter(chunks, random, overlap) -> None:
+def test_order_duplicates_and_loss_do_not_matter(chunks, random, overlap, pace) -> None:
     made = [chunk(seq, first, steps) for seq, (_, first, steps) in enumerate(chunks)]
     shuffled = made + random.sample(made, len(made) // 2)
     random.shuffle(shuffled)
-    one, other = (Schedule(0.0, 0.1, overlap) for _ in range(2))
+    one, other = (Schedule(0.0, 0.1, overlap, pace) for _ in range(2))
     for each in made:
         one.add(each)
     for each in shuffled:
@@ -408,6 +409,15 @@ def test_what_is_due_by_hand() -> None:
     assert schedule.due(10.19999).seq == 4, "an older chunk that comes late has no say"
     schedule.forget(10.25)
     assert sorted(schedule.slots) == [1, 2]
+
+
+def test_at_once_is_where_a_servo_was_told_to_go() -> None:
+    schedule = Schedule(10.0, 0.1, pace="at once")
+    schedule.add(JointChunk(1, 3, 0, 10.0, np.array([[1.0, 0], [2.0, 0], [4.0, 0]])))
+    for now_s, target in ((10.0001, 1.0), (10.11, 2.0), (10.19, 2.0), (10.21, 4.0)):
+        due = schedule.due(now_s)
+        assert due is not None
+        assert (due.target_X[0], due.speed_X[0]) == (target, 0)
 
 
 def test_ensemble_by_hand() -> None:

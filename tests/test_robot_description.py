@@ -10,6 +10,7 @@ import yaml
 
 from robot_qsft.hardware.description import (
     FOLDER,
+    description_text,
     find_description,
     known_robots,
     read_description,
@@ -24,6 +25,7 @@ PANDA = yaml.safe_load((FOLDER / "panda.yaml").read_text())
 def test_every_description_can_be_driven_by(name: str) -> None:
     description = find_description(name)
     assert description.name == name
+    assert read_description(description_text(description)) == description
     tool_m = Chain(description).tool(np.array(description.home_rad))[:3, 3]
     assert objection_to_place(tool_m, description.workspace) == "", "home lies in the workspace"
 

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import tempfile
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,20 @@ class Scene:
 
     def step(self, hand_m: NDArray[np.float64], yaw_rad: float, *, gripper_open: bool) -> None:
         """Drive the hand toward a pose for one control period, fingers pointing down."""
+        self.drive(
+            self._inverse_kinematics(hand_m, yaw_rad), FINGER_OPEN_M if gripper_open else 0.0
+        )
+        for _ in range(PHYSICS_HZ // CONTROL_HZ):
+            self.advance()
+
+    def drive(self, positions_rad: Sequence[float], finger_m: float) -> None:
+        """Set the motors' goals: of the arm's seven joints, and of each finger."""
         client = self._client
         client.setJointMotorControlArray(
             self._robot,
             _ARM_JOINTS,
             client.POSITION_CONTROL,
-            targetPositions=self._inverse_kinematics(hand_m, yaw_rad),
+            targetPositions=positions_rad,
             forces=[_ARM_FORCE_N] * 7,
             positionGains=[_POSITION_GAIN] * 7,
         )
@@ -157,11 +166,18 @@ class Scene:
             self._robot,
             _FINGER_JOINTS,
             client.POSITION_CONTROL,
-            targetPositions=[FINGER_OPEN_M if gripper_open else 0.0] * 2,
+            targetPositions=[finger_m] * 2,
             forces=[_FINGER_FORCE_N] * 2,
         )
-        for _ in range(PHYSICS_HZ // CONTROL_HZ):
-            client.stepSimulation()
+
+    def advance(self) -> None:
+        """One step of physics, 1 / PHYSICS_HZ seconds."""
+        self._client.stepSimulation()
+
+    def joint_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Positions in radians and velocities in radians per second of the arm, (7,) each."""
+        states = self._client.getJointStates(self._robot, _ARM_JOINTS)
+        return np.array([one[0] for one in states]), np.array([one[1] for one in states])
 
     def hand_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Position (3,) in metres and orientation quaternion xyzw (4,) of the grasp point."""

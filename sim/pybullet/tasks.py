@@ -162,6 +162,16 @@ class TabletopEnvironment(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         observation = self._observe(render=render)
         return observation, float(success), success, truncated, {"is_success": success}
 
+    @property
+    def scene(self) -> Scene:
+        """The world, for who drives it by the joints."""
+        return self._scene
+
+    def truth(self) -> tuple[Vector, bool]:
+        """The environment state, float32 (10,), and whether the task is solved."""
+        truth: Vector = self._observe(render=False)["environment_state"]
+        return truth, self._succeeded()
+
     def render(self) -> NDArray[np.uint8]:
         """The front camera's image."""
         return self._scene.render(self.config.film_camera, self.config.image_size)

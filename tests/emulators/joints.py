@@ -66,17 +66,17 @@ class Link:
     delay_s: float = 0.0
     drop_share: float = 0.0
     corrupt_share: float = 0.0
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     def pass_on(self, packet: bytes) -> bytes | None:
         """The packet as it arrives; None where it is lost."""
         if self.delay_s:
             time.sleep(self.delay_s)
-        if self.random.random() < self.drop_share:
+        if self.rng.random() < self.drop_share:
             return None
-        if packet and self.random.random() < self.corrupt_share:
+        if packet and self.rng.random() < self.corrupt_share:
             flipped = bytearray(packet)
-            flipped[self.random.randrange(len(flipped))] ^= 1 << self.random.randrange(8)
+            flipped[self.rng.randrange(len(flipped))] ^= 1 << self.rng.randrange(8)
             return bytes(flipped)
         return packet
 
