@@ -64,9 +64,11 @@ class ControlLoop:
     def period(self, late_s: float) -> None:
         """One period that begins now, `late_s` after it should have."""
         now_s = time.monotonic()
-        requests = self._ports.requests()
+        requests, reason = self._ports.requests()
         self._take_chunks(now_s)
         controller, before = self._controller, self._controller.state
+        if requests & Request.STOP and reason:
+            controller.hold(reason)
         if late_s > self._config.late_s:
             controller.hold(f"the control loop was {late_s:.3f} s late")
         try:

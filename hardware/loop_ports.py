@@ -20,6 +20,7 @@ MAX_STEPS = 128
 """Of a chunk; what is beyond is left out, being seconds ahead."""
 _CHUNKS, _REQUESTS, _PERIODS = 16, 64, 8192
 _REASON_BYTES = 240
+_REQUEST_DTYPE = np.dtype([("flags", "<u4"), ("reason", f"S{_REASON_BYTES}")])
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class LoopPorts:
         self._joints = joints
         chunk, request, period = names or (None, None, None)
         self._chunks = SharedRecords(_chunk_dtype(joints), _CHUNKS, name=chunk)
-        self._requests = SharedRecords(np.dtype([("flags", "<u4")]), _REQUESTS, name=request)
+        self._requests = SharedRecords(_REQUEST_DTYPE, _REQUESTS, name=request)
         self._periods = SharedRecords(_period_dtype(joints), _PERIODS, name=period)
 
     @property
@@ -102,16 +103,17 @@ class LoopPorts:
             for record in self._chunks.unread()[0]
         ]
 
-    def request(self, request: Request) -> None:
-        """Runtime: pass on what the operator asks for."""
-        self._requests.write((request.value,))
+    def request(self, request: Request, reason: str = "") -> None:
+        """Runtime: pass on what is asked for, and why to stop where the operator did not ask."""
+        self._requests.write((request.value, _bytes(reason)))
 
-    def requests(self) -> Request:
-        """Loop: all that was asked for."""
-        asked = Request.NONE
+    def requests(self) -> tuple[Request, str]:
+        """Loop: all that was asked for, and the first reason to stop that was given."""
+        asked, reason = Request.NONE, ""
         for record in self._requests.unread()[0]:
             asked |= Request(int(record["flags"]))
-        return asked
+            reason = reason or _text(record["reason"])
+        return asked, reason
 
     def tell(
         self,

@@ -70,15 +70,21 @@ class Counting:
 class Served:
     """A server on a thread of its own."""
 
-    def __init__(self, policy: Policy, config: ServerConfig, access: AccessConfig):
-        self.worker = InferenceWorker(lambda: policy, warm_up=SPEC.blank())
+    def __init__(
+        self,
+        policy: Policy,
+        config: ServerConfig,
+        access: AccessConfig,
+        spec: ObservationSpec = SPEC,
+    ):
+        self.worker = InferenceWorker(lambda: policy, warm_up=spec.blank())
         self.worker.wait_until_ready()
         server = PolicyServer(
             self.worker,
-            SPEC,
+            spec,
             config=config,
             access=Access(access, config.host),
-            metadata={"reset_pose": [0.5, 1.0]},
+            metadata={"reset_pose": [0.5, 1.0], "action_horizon": 10},
             model_hash="abc",
         )
         listening = threading.Event()
@@ -98,9 +104,10 @@ class Served:
         assert listening.wait(10)
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.stop.set)
-        self.thread.join()
-        self.worker.close()
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.stop.set)
+            self.thread.join()
+            self.worker.close()
 
     def http(self, path: str, **headers: str) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
@@ -148,7 +155,11 @@ def observation(number: int = 0) -> dict:
 
 def test_an_unmodified_client_is_served(serve: Serve, policy: Counting) -> None:
     asked = client(serve().port)
-    assert asked.get_server_metadata() == {"reset_pose": [0.5, 1.0], "_meta": 1}
+    assert asked.get_server_metadata() == {
+        "reset_pose": [0.5, 1.0],
+        "action_horizon": 10,
+        "_meta": 1,
+    }
     first, second = asked.infer(observation(1)), asked.infer(observation(2))
     np.testing.assert_array_equal(first["actions"], np.arange(8).reshape(4, 2) + 10)
     np.testing.assert_array_equal(second["actions"], np.arange(8).reshape(4, 2) + 20)
