@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from robot_qsft.hardware.arms.make import make_robot
-from robot_qsft.hardware.controller import ControlConfig, Controller, Request
+from robot_qsft.hardware.config import ControlConfig
+from robot_qsft.hardware.controller import Controller, Request
 from robot_qsft.hardware.description import read_description
 from robot_qsft.hardware.loop_ports import LoopPorts
 from robot_qsft.hardware.realtime import Ticker, become_realtime

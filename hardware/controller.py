@@ -12,7 +12,8 @@ from enum import IntFlag
 
 import numpy as np
 
-from robot_qsft.hardware.chunks import Due, JointChunk, Overlap, Pace, Schedule
+from robot_qsft.hardware.chunks import Due, JointChunk, Schedule
+from robot_qsft.hardware.config import ControlConfig
 from robot_qsft.hardware.description import RobotDescription
 from robot_qsft.hardware.kinematics import Chain
 from robot_qsft.hardware.limits import (
@@ -38,38 +39,6 @@ class Request(IntFlag):
     DISARM = 4
     RUN = 8
     RESET = 16
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """How chunks become motion.
-
-    Attributes:
-        stale_s: an observation older than this moves nothing any more.
-        overlap: who speaks for a step that several chunks have: the newest ("replace"), or all
-            together ("ensemble").
-        pace: within a policy's step the target moves "even"-ly, or is there "at once".
-        speed: share of the velocity limits that is used.
-        late_s: a control period that begins later than this holds the arm.
-    """
-
-    stale_s: float = 0.5
-    overlap: Overlap = "replace"
-    pace: Pace = "even"
-    speed: float = 1.0
-    late_s: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        for name in ("stale_s", "late_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 < self.speed <= 1:
-            raise ValueError(f"speed must lie in (0, 1], got {self.speed}")
 
 
 @dataclass(frozen=True, eq=False)

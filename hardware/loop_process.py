@@ -6,7 +6,8 @@ import sys
 from dataclasses import asdict
 from types import TracebackType
 
-from robot_qsft.hardware.controller import ControlConfig, Request
+from robot_qsft.hardware.config import ControlConfig
+from robot_qsft.hardware.controller import Request
 from robot_qsft.hardware.description import RobotDescription, description_text
 from robot_qsft.hardware.loop_ports import LoopPorts
 from robot_qsft.hardware.robot import RobotError

@@ -73,17 +73,24 @@ class PolicyIO:
         self._orientation_33: NDArray[np.float64] | None = None
 
     @property
-    def action_size(self) -> int:
-        """A."""
-        moved = 3 if self._config.actions == "tool_delta" else len(self._description.joints)
-        return moved + (self._description.gripper is not None)
+    def action_names(self) -> tuple[str, ...]:
+        """What each of the A action entries is."""
+        moved = self._description.joint_names
+        if self._config.actions == "tool_delta":
+            moved = ("x", "y", "z")
+        return moved + self._gripper_names
 
     @property
-    def state_size(self) -> int:
-        """S."""
-        has_gripper = self._description.gripper is not None
-        joints = len(self._description.joints) + has_gripper
-        return joints if self._config.state == "joints" else 7 + has_gripper
+    def state_names(self) -> tuple[str, ...]:
+        """What each of the S state entries is."""
+        told = self._description.joint_names
+        if self._config.state == "tool":
+            told = ("tool_x", "tool_y", "tool_z", "tool_qx", "tool_qy", "tool_qz", "tool_qw")
+        return told + self._gripper_names
+
+    @property
+    def _gripper_names(self) -> tuple[str, ...]:
+        return () if self._description.gripper is None else ("gripper",)
 
     def begin(self, measured: RobotState) -> None:
         """An episode begins here."""
@@ -105,11 +112,11 @@ class PolicyIO:
         Raises:
             ValueError: when they have another size.
         """
-        if actions_CA.ndim != 2 or actions_CA.shape[1] != self.action_size:
+        if actions_CA.ndim != 2 or actions_CA.shape[1] != len(self.action_names):
             raise ValueError(
                 f"the policy's actions have shape {actions_CA.shape}, but "
-                f"{self._config.actions} on {self._description.name} takes {self.action_size} "
-                "numbers; check --io.actions"
+                f"{self._config.actions} on {self._description.name} takes "
+                f"{len(self.action_names)} numbers; check --io.actions"
             )
         actions = actions_CA.astype(np.float64)
         has_gripper = self._description.gripper is not None

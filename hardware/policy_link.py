@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from robot_qsft.datasets.interface import Observation
 from robot_qsft.hardware import meta
 from robot_qsft.hardware.access import client_tls
+from robot_qsft.hardware.config import LinkConfig
 from robot_qsft.hardware.observations import message_from
 from robot_qsft.hardware.protocol import FrameError, Message, pack, unpack
 
@@ -27,25 +29,6 @@ _AGAIN_S = 0.5
 _OPEN_S = 5.0
 _PATIENCE_S = 10.0
 """After which an observation that was not answered counts as lost, and the connection with it."""
-
-
-@dataclass(frozen=True)
-class LinkConfig:
-    """Which server is asked, and how it is reached.
-
-    Attributes:
-        server: ws:// or wss:// address.
-        token_file: file with the token that the server wants.
-        authority: certificates (PEM) to trust besides the system's.
-        certificate: to show to a server that asks for one (PEM).
-        key: its private key (PEM).
-    """
-
-    server: str = "ws://127.0.0.1:8000"
-    token_file: Path | None = None
-    authority: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +79,7 @@ class PolicyLink:
         self._asked: dict[int, tuple[meta.RequestMeta, float]] = {}
         self._news = threading.Condition()
         self._ended = False
-        self._connection: ClientConnection | None = None
+        self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._keep, name="policy link", daemon=True)
         self._thread.start()
 
@@ -139,7 +122,7 @@ class PolicyLink:
                 if not self._ended:
                     self._news.wait_for(lambda: self._ended, _AGAIN_S)
 
-    def _talk(self, connection: ClientConnection) -> None:
+    def _talk(self, connection: Connection) -> None:
         self.metadata = unpack(_binary(connection.recv(_OPEN_S)))
         self._asked.clear()
         self._connection = connection
@@ -163,7 +146,7 @@ class PolicyLink:
                 self._news.notify()
             speaker.join()
 
-    def _speak(self, connection: ClientConnection) -> None:
+    def _speak(self, connection: Connection) -> None:
         """Send what is offered while the connection lasts."""
         while True:
             with self._news:

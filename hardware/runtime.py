@@ -5,7 +5,8 @@ At each an observation goes out; whenever a chunk comes back it is handed on wit
 of. How long that took has no say in what is executed when. It only decides how many actions the
 policy is told to be bound to, being those that will have begun before its answer counts.
 
-Shape legend: A action dimensions, C chunk length.
+Shape legend: A action dimensions, C chunk length, J joints; X = J + 1, the last entry being the
+gripper's opening.
 """
 
 import math
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.interface import Image, Observation
 from robot_qsft.hardware.cameras import Cameras
 from robot_qsft.hardware.chunks import JointChunk
+from robot_qsft.hardware.config import LinkConfig, RuntimeConfig
 from robot_qsft.hardware.controller import Request
 from robot_qsft.hardware.loop_ports import Period
 from robot_qsft.hardware.loop_process import LoopProcess
 from robot_qsft.hardware.meta import RequestMeta
 from robot_qsft.hardware.policy_io import PolicyIO
-from robot_qsft.hardware.policy_link import LinkConfig, PolicyLink, Reply
+from robot_qsft.hardware.policy_link import PolicyLink, Reply
 from robot_qsft.hardware.realtime import Ticker
 from robot_qsft.hardware.recorder import Step
 from robot_qsft.hardware.robot import RobotState
@@ -36,36 +38,6 @@ _LATENCIES = 20
 """Answers that the expected delay is taken from."""
 _KEPT = 100
 """Observations that an answer may still come for."""
-
-
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How the policy is asked.
-
-    Attributes:
-        policy_hz: observations in a second; the rate of the demonstrations.
-        instruction: what the robot is asked to do.
-        commit: tell the policy which actions it is bound to, where answers take longer than half a
-            step.
-        camera_stale_s: a camera without a new picture for this long holds the arm.
-        deadline_s: the server drops observations that it cannot answer within this time.
-    """
-
-    policy_hz: float = 10.0
-    instruction: str = ""
-    commit: bool = True
-    camera_stale_s: float = 0.5
-    deadline_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        for name in ("policy_hz", "camera_stale_s", "deadline_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +104,24 @@ class Runtime:
         self._latencies_s: deque[float] = deque(maxlen=_LATENCIES)
         self._epoch = 0
         self._log = EpisodeLog()
+        self._targets_CX = np.zeros((0, 0))
+        self._targets_step = 0
+        self.log_likelihood = math.nan
+        """Of the newest chunk's first action under the behaviour policy, in nats."""
         self._ended = threading.Event()
         self._link = PolicyLink(link, answered=self._hear)
         self._thread = threading.Thread(target=self._run, name="policy steps", daemon=True)
         self._thread.start()
+
+    def newest(self) -> Period | None:
+        """What the control loop did last; None before it began."""
+        return self._loop.ports.newest()
+
+    def ahead(self) -> NDArray[np.float64]:
+        """Targets of the newest chunk that are still to come, float64 (C, X)."""
+        with self._lock:
+            past = math.floor((time.monotonic() - self._begin_s) * self._config.policy_hz)
+            return self._targets_CX[max(0, past - self._targets_step) :]
 
     @property
     def trouble(self) -> str:
@@ -199,6 +185,8 @@ class Runtime:
                 return
             self._answers[reply.about.seq] = seen.step, reply.actions_CA
             self._answers.pop(reply.about.seq - _KEPT, None)
+            self.log_likelihood = reply.behaviour_log_probability
+            self._targets_CX, self._targets_step = targets_CX, seen.step
             chunk = JointChunk(
                 self._stream,
                 reply.about.seq,

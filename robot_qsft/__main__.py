@@ -12,10 +12,11 @@ def main() -> None:
     takes seconds and hundreds of megabytes.
     """
     from robot_qsft.command_line import run
-    from robot_qsft.data_cli import DataCommand
+    from robot_qsft.data_cli import BridgeCommand, DataCommand
 
-    if sys.argv[1:2] in [[command.__name__.lower()] for command in get_args(DataCommand)]:
-        run(DataCommand)
+    light = DataCommand | BridgeCommand
+    if sys.argv[1:2] in [[command.__name__.lower()] for command in get_args(light)]:
+        run(light)
     from robot_qsft.cli import main as run_any
 
     run_any()

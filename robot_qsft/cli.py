@@ -17,7 +17,7 @@ from robot_qsft.console import (
     frame_bar,
     progress_bar,
 )
-from robot_qsft.data_cli import DataCommand
+from robot_qsft.data_cli import BridgeCommand, DataCommand
 from robot_qsft.datasets.batches import TrainingData
 from robot_qsft.datasets.cache import Storage
 from robot_qsft.datasets.store import Dataset
@@ -37,7 +37,6 @@ from robot_qsft.policies.token_policy import DecodingConfig
 from robot_qsft.replay_command import Replay
 from robot_qsft.serve_command import Serve
 from robot_qsft.sim.rollouts import Rollout
-from robot_qsft.simulate_command import Simulate
 from robot_qsft.simulators import DEFAULT_ENVIRONMENT, SimulatorChoice
 from robot_qsft.train import TrainConfig, chosen_episodes, rows_of, train
 from robot_qsft.training_data import load_training_data
@@ -239,7 +238,7 @@ class Doctor:
 
 
 Command: TypeAlias = (
-    Collect | DataCommand | Train | Eval | Replay | Serve | Simulate | Demo | Doctor
+    Collect | DataCommand | Train | Eval | Replay | Serve | BridgeCommand | Demo | Doctor
 )
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_qsft.hardware.chunks import JointChunk, Schedule
-from robot_qsft.hardware.controller import ControlConfig, Controller, Decision, Request
+from robot_qsft.hardware.config import ControlConfig
+from robot_qsft.hardware.controller import Controller, Decision, Request
 from robot_qsft.hardware.description import Box, RobotDescription, Workspace, find_description
 from robot_qsft.hardware.kinematics import Chain
 from robot_qsft.hardware.motion import Motion, Setpoint

@@ -40,7 +40,7 @@ def environment():
 
 def test_the_simulators_state_is_told(environment: TabletopEnvironment) -> None:
     io = PolicyIO(PANDA, TOOL)
-    assert io.state_size == 8
+    assert len(io.state_names) == 8
     for seed in range(5):
         seen, _ = environment.reset(seed=seed)
         for _ in range(5):
@@ -83,7 +83,7 @@ def test_joint_actions_by_hand() -> None:
 def test_an_arm_without_a_gripper() -> None:
     io = PolicyIO(replace(PANDA, gripper=None), PolicyIOConfig())
     state = RobotState(0.0, np.array(PANDA.home_rad), np.zeros(7), 0.0)
-    assert (io.state_size, io.action_size) == (7, 7)
+    assert io.state_names == io.action_names == PANDA.joint_names
     assert io.targets(state, np.zeros((4, 7), np.float32)).shape == (4, 8)
     with pytest.raises(ValueError, match=r"shape \(4, 8\), but joint_position on panda takes 7"):
         io.targets(state, np.zeros((4, 8), np.float32))

@@ -21,15 +21,15 @@ from robot_qsft.datasets.outcomes import infer_outcomes
 from robot_qsft.datasets.store import Dataset
 from robot_qsft.hardware.access import AccessConfig, ServerConfig
 from robot_qsft.hardware.cameras import Cameras, SimulatedCamera
-from robot_qsft.hardware.controller import ControlConfig, Request
+from robot_qsft.hardware.config import ControlConfig, LinkConfig, RuntimeConfig
+from robot_qsft.hardware.controller import Request
 from robot_qsft.hardware.description import find_description
 from robot_qsft.hardware.loop_process import LoopProcess
 from robot_qsft.hardware.observations import ObservationSpec
 from robot_qsft.hardware.policy_io import PolicyIO, PolicyIOConfig
-from robot_qsft.hardware.policy_link import LinkConfig
 from robot_qsft.hardware.recorder import Recorder
 from robot_qsft.hardware.robot import RobotError
-from robot_qsft.hardware.runtime import Runtime, RuntimeConfig
+from robot_qsft.hardware.runtime import Runtime
 from robot_qsft.hardware.states import State
 
 PANDA = find_description("panda")
