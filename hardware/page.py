@@ -16,6 +16,7 @@ import yourdfpy
 from viser import uplot
 from viser.extras import ViserUrdf
 
+from robot_qsft.datasets.interface import Image
 from robot_qsft.hardware.cameras import Cameras
 from robot_qsft.hardware.deployment import Deployment
 from robot_qsft.hardware.description import RobotDescription
@@ -27,12 +28,18 @@ from robot_qsft.hardware.urdf import rods_urdf
 
 _HZ = 10.0
 _HISTORY_S = 20.0
+_LEAST_PIXELS = 320
 _COMMANDED = (0.1, 0.6, 0.9, 0.35)
 _AHEAD = (230, 120, 20)
 _NO_SAFETY = (
     "**STOP here is no safety function.** It asks software to bring the arm to rest. For safety "
     "use the arm's emergency stop and what your risk assessment asks for."
 )
+_BIG_STOP = (
+    '<style>button[style*="mantine-color-red-filled"]'
+    "{height:4.5em!important;font-size:1.5em}#state{margin-bottom:.6em}</style>"
+)
+"""viser has buttons of one size; STOP is the only red one."""
 _COLOURS = {
     State.DISCONNECTED: "#777777",
     State.READY: "#3b6ea5",
@@ -92,6 +99,8 @@ class Page:
     def _draw_arm(self, description: RobotDescription) -> None:
         scene = self._server.scene
         scene.add_grid("/floor", width=2.0, height=2.0, cell_size=0.1)
+        self._server.initial_camera.position = (1.6, -1.2, 1.0)
+        self._server.initial_camera.look_at = (0.3, 0.0, 0.4)
         text = Path(description.urdf).read_text() if description.urdf else rods_urdf(description)
         arms = [yourdfpy.URDF.load(text_io.StringIO(text)) for _ in range(2)]
         self._measured = ViserUrdf(self._server, arms[0], root_node_name="/measured")
@@ -110,9 +119,10 @@ class Page:
 
     def _add_controls(self) -> None:
         gui, deployment = self._server.gui, self._deployment
-        gui.configure_theme(
-            control_layout="fixed", control_width="large", show_share_button=False, show_logo=False
-        )
+        # No share button: it would send the page to somebody else's server.
+        gui.configure_theme(control_width="large", show_share_button=False, show_logo=False)
+        gui.main_panel.dock_right()
+        gui.add_html(_BIG_STOP)
         self._banner = gui.add_html("")
         self._button("STOP (space bar)", deployment.stop, "space", colour="red")
         gui.add_markdown(_NO_SAFETY)
@@ -128,7 +138,7 @@ class Page:
             self._button("Cannot be told (u)", lambda: deployment.end("unclear"), "U")
         with gui.add_folder("Cameras"):
             self._images = {
-                name: gui.add_image(picture.image, label=name, format="jpeg")
+                name: gui.add_image(_enlarged(picture.image), label=name, format="jpeg")
                 for name, picture in self._cameras.newest().items()
             }
         with gui.add_folder("Policy"):
@@ -143,6 +153,7 @@ class Page:
                         ),
                     ),
                     title=title,
+                    scales={"x": uplot.Scale(time=False)},
                     aspect=2.5,
                 )
                 for title, names in _PLOTS.items()
@@ -171,11 +182,15 @@ class Page:
         if len(targets_CX) > 1:
             points = np.array([self._chain.tool(one[:-1])[:3, 3] for one in targets_CX])
             self._server.scene.add_line_segments(
-                "/ahead", np.stack([points[:-1], points[1:]], axis=1), _AHEAD, thickness=4.0
+                "/ahead",
+                np.stack([points[:-1], points[1:]], axis=1),
+                _AHEAD,
+                thickness=4.0,
+                thickness_units="screen",
             )
         for name, picture in self._cameras.newest().items():
             if name in self._images:
-                self._images[name].image = picture.image
+                self._images[name].image = _enlarged(picture.image)
         self._banner.content = (
             f'<div id="state" style="background:{_COLOURS[period.state]};color:white;'
             f'font:bold 1.4em sans-serif;padding:.5em;text-align:center">{period.state.name}</div>'
@@ -194,6 +209,12 @@ class Page:
         times_s = np.array(self._times_s)
         for title, names in _PLOTS.items():
             self._plots[title].data = (times_s, *(np.array(self._curves[name]) for name in names))
+
+
+def _enlarged(image: Image) -> Image:
+    """An image that people can see something in, however small the policy's are."""
+    times = max(1, _LEAST_PIXELS // image.shape[1])
+    return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 _PLOTS = {
