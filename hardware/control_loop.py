@@ -116,11 +116,12 @@ def main() -> int:
         robot = make_robot(description)
         ports = LoopPorts(len(description.joints), names=tuple(told["ports"]))
         loop = ControlLoop(robot, ControlConfig(**told["config"]), ports)
+        # Before connecting: threads and processes of a vendor's library inherit the priority.
+        refused = become_realtime() if told["realtime"] else ["real-time was not asked for"]
         loop.connect()
     except (RobotError, ValueError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
-    refused = become_realtime() if told["realtime"] else ["real-time priority was not asked for"]
     print(json.dumps({"refused": refused}), flush=True)
 
     def keep_going() -> bool:

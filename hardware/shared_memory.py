@@ -16,16 +16,17 @@ _HEADER = np.dtype([("written", "<u8"), ("read", "<u8")])
 
 
 class SharedRecords:
-    """A ring of records; of one place it is the newest value of something."""
+    """A ring of records, the newest of which can be had at any time."""
 
     def __init__(self, dtype: np.dtype[Any], size: int, *, name: str | None = None):
         """Make it, or open the one called `name`.
 
         Args:
             dtype: of a record.
-            size: places.
+            size: places, two at least: a writer may die in the middle of one.
             name: of the memory to open; None makes new memory.
         """
+        assert size >= 2, "the newest record must outlive a writer that dies in the next"
         places = np.dtype([("before", "<u8"), ("record", dtype), ("after", "<u8")])
         length = _HEADER.itemsize + size * places.itemsize
         self._memory = shared_memory.SharedMemory(name, create=name is None, size=length)
