@@ -54,7 +54,9 @@ class Robot(Protocol):
         """
 
     def read(self) -> RobotState:
-        """The newest state; does not wait for one longer than a control period.
+        """The newest state; a recent older one may stand in, which `time_s` tells.
+
+        Does not wait longer than a control period while it is called every period.
 
         Raises:
             RobotError: when the connection is lost.
@@ -75,4 +77,7 @@ class Robot(Protocol):
         """Come to rest by the vendor's own means, now; never raises for an arm that is gone."""
 
     def disconnect(self) -> None:
-        """Come to rest and let go of the arm; a second time changes nothing."""
+        """Come to rest and leave the arm to itself; a second time changes nothing.
+
+        An arm that its motors hold up keeps being held.
+        """
