@@ -249,6 +249,9 @@ def test_the_library_does_not_connect_by_itself(emulator: UREmulator, connected:
     assert "is lost" in state_once_it_tells(connected)
     time.sleep(0.5)  # on the emulator the library was back after 0.15 s
     assert emulator.uploads == 1
+    end_s = time.monotonic() + 5
+    while emulator.program_runs and time.monotonic() < end_s:  # until the watchdog has ended it
+        time.sleep(0.05)
     assert not emulator.program_runs
     with pytest.raises(RobotError, match="not connected"):
         connected.read()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright import sync_api as playwright
 from test_runtime import PANDA, Bridge
 
-from robot_qsft.hardware.config import RuntimeConfig
+from robot_qsft.hardware.config import ControlConfig, RuntimeConfig
 from robot_qsft.hardware.deployment import Deployment
 from robot_qsft.hardware.page import Page
 from robot_qsft.hardware.states import State
@@ -54,31 +55,37 @@ class Operator:
     def presses(self, key: str) -> None:
         self.page.keyboard.press(key)
 
+    def presses_until(self, key: str, state: State) -> None:
+        """Again and again: a page that is still loading does not hear keys."""
+        where = self.page.locator("#state")
+        end_s = time.monotonic() + _PATIENCE_MS / 1000
+        while time.monotonic() < end_s:
+            self.presses(key)
+            with contextlib.suppress(AssertionError):
+                playwright.expect(where).to_have_text(state.name, timeout=1000)
+                return
+        raise AssertionError(f"{where.inner_text()} instead of {state.name}")
+
     def starts(self) -> None:
         self.sees(State.READY)
+        self.presses_until("a", State.ARMED)
         self.presses("n")
-        self.presses("a")
-        self.sees(State.ARMED)
-        for _ in range(20):
-            self.presses("r")
-            with contextlib.suppress(AssertionError):
-                where = self.page.locator("#state")
-                playwright.expect(where).to_have_text("RUNNING", timeout=1000)
-                return
-        raise AssertionError("it does not run")
+        self.presses_until("r", State.RUNNING)
 
 
 @pytest.fixture
 def operator(browser: Any) -> Iterator[Operator]:
     with contextlib.ExitStack() as running:
-        config = RuntimeConfig(instruction="turn")
-        bridge = Bridge(running, config)
+        # A browser without a graphics card leaves little of two cores to the rest.
+        config = RuntimeConfig(instruction="turn", camera_stale_s=10.0)
+        control = ControlConfig(stale_s=3.0, late_s=5.0)
+        bridge = Bridge(running, config, control)
         bridge.policy.speed_rad = 0.003
         bridge.wait_for(lambda period: bool(bridge.cameras.newest()))
         deployment = Deployment(bridge.runtime, config, recorder=None, by="a test")
         served = Page(bridge.runtime, deployment, bridge.cameras, PANDA, port=0)
         running.callback(served.close)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(viewport={"width": 900, "height": 700})
         running.callback(page.close)
         page.goto(served.address)
         yield Operator(bridge, page)

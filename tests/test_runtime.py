@@ -68,7 +68,12 @@ class Turning:
 class Bridge:
     """Everything, running."""
 
-    def __init__(self, running: contextlib.ExitStack, config: RuntimeConfig):
+    def __init__(
+        self,
+        running: contextlib.ExitStack,
+        config: RuntimeConfig,
+        control: ControlConfig | None = None,
+    ):
         self.simulated = Simulated()
         running.callback(self.simulated.vanish)
         self.policy = Turning()
@@ -76,7 +81,7 @@ class Bridge:
         self.served = self.serve(0)
         description = replace(PANDA, address=self.simulated.address)
         self.loop = running.enter_context(
-            LoopProcess(description, ControlConfig(stale_s=0.6), realtime=False)
+            LoopProcess(description, control or ControlConfig(stale_s=0.6), realtime=False)
         )
         self.camera = SimulatedCamera(self.simulated.address, "front")
         self.cameras = Cameras({"front": self.camera}, hz=20)
