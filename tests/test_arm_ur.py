@@ -413,6 +413,7 @@ def test_descriptions_of_something_else(changes: dict[str, object], told: str):
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "rtde_control", None)
-    monkeypatch.delitem(sys.modules, "robot_qsft.hardware.arms.ur")
+    for module in ("ur", "ur_process"):
+        monkeypatch.delitem(sys.modules, f"robot_qsft.hardware.arms.{module}")
     with pytest.raises(ValueError, match=r"pip install 'robot-qsft\[ur\]'"):
         make_robot(find_description("ur5e"))
