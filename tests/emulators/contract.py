@@ -23,6 +23,17 @@ def stream(robot: Robot, target_rad: np.ndarray, *, seconds: float) -> None:
         time.sleep(max(0.0, next_s - time.monotonic()))
 
 
+def arrive(robot: Robot, emulator: Emulator, target_rad: np.ndarray) -> None:
+    """Go on commanding `target_rad` (J,) until the arm is there; a busy machine is a slow one."""
+    end_s = time.monotonic() + 5.0
+    while time.monotonic() < end_s:
+        robot.command(target_rad, 1.0)
+        time.sleep(robot.description.period_s)
+        if np.abs(emulator.joints.now()[0] - target_rad).max() < _CLOSE_RAD:
+            break
+    np.testing.assert_allclose(emulator.joints.now()[0], target_rad, atol=_CLOSE_RAD)
+
+
 def state_once_it_tells(robot: Robot, *, seconds: float = 3.0):
     """The first state that tells of a fault, or the error that reading raises."""
     end_s = time.monotonic() + seconds
@@ -65,7 +76,7 @@ class RobotContract:
             -0.1, 0.1, len(connected.description.joints)
         )
         stream(connected, target_rad, seconds=1.0)
-        np.testing.assert_allclose(emulator.joints.now()[0], target_rad, atol=_CLOSE_RAD)
+        arrive(connected, emulator, target_rad)
         np.testing.assert_allclose(connected.read().positions_rad, target_rad, atol=_CLOSE_RAD)
 
     def test_stop_comes_to_rest(self, emulator: Emulator, connected: Robot):
@@ -104,7 +115,7 @@ class RobotContract:
         try:
             target_rad = robot.read().positions_rad + 0.05
             stream(robot, target_rad, seconds=0.5)
-            np.testing.assert_allclose(emulator.joints.now()[0], target_rad, atol=_CLOSE_RAD)
+            arrive(robot, emulator, target_rad)
         finally:
             robot.disconnect()
 
