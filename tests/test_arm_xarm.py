@@ -1,6 +1,5 @@
 """xArm: its driver with UFACTORY's own client library, on an emulated control box."""
 
-import contextlib
 import itertools
 import math
 import re
@@ -15,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from emulators import contract
 from emulators.contract import RobotContract, state_once_it_tells, stream
 from emulators.xarm import THREAD, XArmEmulator
 from xarm.core.config.x_config import XCONF
@@ -104,16 +102,13 @@ def threads() -> set[threading.Thread]:
 
 
 class TestXArm7(RobotContract):
-    @pytest.fixture(autouse=True)
-    def _reports_arrive(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The contract reads right after the last command, of which no report tells yet."""
+    """All of it."""
 
-        def stream_and_wait(robot: XArmRobot, target_rad: np.ndarray, *, seconds: float) -> None:
-            stream(robot, target_rad, seconds=seconds)
-            with contextlib.suppress(AssertionError):  # which the contract puts better
-                wait_until(lambda: np.allclose(robot.read().positions_rad, target_rad, atol=1e-3))
 
-        monkeypatch.setattr(contract, "stream", stream_and_wait)
+def test_a_host_that_is_not_there_is_told() -> None:
+    robot = XArmRobot(find_description("xarm7", "host.invalid"))
+    with pytest.raises(RobotError, match=r"host\.invalid: nobody answers at ports 502 and 30003"):
+        robot.connect()
 
 
 def test_xarm6_follows() -> None:

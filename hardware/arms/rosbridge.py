@@ -199,11 +199,11 @@ class RosbridgeRobot:
         try:
             self._ros.on("close", lambda _: ears.lost.set())
             options = self._options
+            if options.emergency_stop_topic:  # first, so that it is known when joints are
+                self._topic(options.emergency_stop_topic, _STOP).subscribe(ears.hear_stop)
             # Joint states may come 1000 times in a second, of which this many can be used.
             period_ms = int(500 * self.description.period_s)
             self._topic(options.state_topic, _STATE, period_ms).subscribe(ears.hear_state)
-            if options.emergency_stop_topic:
-                self._topic(options.emergency_stop_topic, _STOP).subscribe(ears.hear_stop)
             self._commands = self._topic(options.command_topic, options.command_type)
             self._commands.advertise()
             end_s = time.monotonic() + _FIRST_STATE_S
@@ -257,13 +257,14 @@ class RosbridgeRobot:
             RobotError: when there is none.
         """
         try:
-            # The library does not tell why it cannot connect, and wants an address: its way to
-            # look up a name leaves threads that keep the process from ending.
-            with socket.create_connection((self._host, self._port), timeout=_CONNECT_S) as probe:
-                address = probe.getpeername()[0]
-        except OSError as error:
+            # The library does not say why it cannot connect, and looks names up in threads that
+            # keep the process from ending.
+            address = socket.gethostbyname(self._host)
+            socket.create_connection((address, self._port), timeout=_CONNECT_S).close()
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise self._error(
-                f"nobody answers ({error.strerror or error}); is the address right, and does "
+                f"nobody answers ({why}); is the address right, and does "
                 "'ros2 launch rosbridge_server rosbridge_websocket_launch.xml' run there?"
             ) from error
         try:
