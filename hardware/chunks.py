@@ -129,14 +129,6 @@ class Schedule:
         slot = self.slots[known][newest]
         return Due(target_X, speed_X, known, newest, now_s - slot.observed_s, slot.value)
 
-    def remaining(self, now_s: float) -> int:
-        """Steps after the present one that are known without a gap."""
-        step = self.step_at(now_s)
-        count = 0
-        while step + count + 1 in self.slots:
-            count += 1
-        return count
-
     def _speaks(self, step: int) -> tuple[NDArray[np.float64], int]:
         """The target of a step, and the newest chunk behind it."""
         slots = self.slots[step]

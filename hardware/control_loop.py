@@ -15,7 +15,7 @@ from typing import Any
 
 from robot_qsft.hardware.arms.make import make_robot
 from robot_qsft.hardware.config import ControlConfig
-from robot_qsft.hardware.controller import Controller, Request
+from robot_qsft.hardware.controller import Controller, Decision, Request
 from robot_qsft.hardware.description import read_description
 from robot_qsft.hardware.loop_ports import LoopPorts
 from robot_qsft.hardware.realtime import Ticker, become_realtime
@@ -61,6 +61,10 @@ class ControlLoop:
         finally:
             self._robot.stop()
             self._robot.disconnect()
+            self._controller.disconnected()
+            if self._measured is not None:
+                decision = self._controller.step(time.monotonic(), self._measured)
+                self._tell(decision, self._measured, now_s=time.monotonic(), late_s=0.0)
 
     def period(self, late_s: float) -> None:
         """One period that begins now, `late_s` after it should have."""
@@ -90,13 +94,14 @@ class ControlLoop:
                 controller.fail(str(error))
         if controller.state is State.FAULT and before is not State.FAULT:
             self._robot.stop()
-        self._ports.tell(
-            replace(decision, state=controller.state, reason=controller.reason),
-            measured,
-            now_s=now_s,
-            late_s=late_s,
-            objection=self._objection,
-        )
+        # A command that was not taken has made another state of it.
+        decision = replace(decision, state=controller.state, reason=controller.reason)
+        self._tell(decision, measured, now_s=now_s, late_s=late_s)
+
+    def _tell(
+        self, decision: Decision, measured: RobotState, *, now_s: float, late_s: float
+    ) -> None:
+        self._ports.tell(decision, measured, now_s=now_s, late_s=late_s, objection=self._objection)
 
     def _take_chunks(self, now_s: float) -> None:
         for chunk, begin_s, period_s in self._ports.chunks():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from robot_qsft.datasets.interface import ActionChunk, Observation, Policy, PrefixPolicy
 
 Dropped: TypeAlias = Literal["superseded", "late"]
+_LATE: Dropped = "late"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,25 +31,15 @@ class Request:
         committed_CA: actions that will be executed before the answer counts, float32, (0, A) for
             none; in the units of the data set.
         deadline_s: by `time.monotonic`, after which nobody wants the answer; infinite for never.
-        answer: called with the chunk, why it was dropped, or the error; on the worker's thread.
+        answer: called with the chunk, why it was dropped, or the error, and the seconds that the
+            policy took; on the worker's thread, or that of whoever hands in a newer one.
     """
 
     session: int
     observation: Observation
     committed_CA: NDArray[np.float32]
     deadline_s: float
-    answer: Callable[["ActionChunk | Dropped | Exception"], None]
-
-
-@dataclass
-class Timing:
-    """What the worker has spent.
-
-    Attributes:
-        last_infer_s: on the last chunk.
-    """
-
-    last_infer_s: float = 0.0
+    answer: Callable[["ActionChunk | Dropped | Exception", float], None]
 
 
 class InferenceWorker:
@@ -61,7 +52,6 @@ class InferenceWorker:
             make_policy: called on the thread.
             warm_up: an observation such as will come; what compiles, compiles now.
         """
-        self.timing = Timing()
         self._make_policy = make_policy
         self._warm_up = warm_up
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -82,11 +72,6 @@ class InferenceWorker:
         if self._failure is not None:
             raise self._failure
 
-    @property
-    def ready(self) -> bool:
-        """Whether it has warmed up."""
-        return self._ready.is_set() and self._failure is None
-
     def submit(self, request: Request) -> None:
         """Hand in an observation; an older one of the session is dropped."""
         with self._lock:
@@ -95,7 +80,7 @@ class InferenceWorker:
         if older is None:
             self._turns.put(request.session)
         else:
-            older.answer("superseded")
+            older.answer("superseded", 0.0)
 
     def withdraw(self, session: int) -> None:
         """Forget what waits for a session that is gone."""
@@ -121,17 +106,14 @@ class InferenceWorker:
             with self._lock:
                 request = self._waiting.pop(session, None)
             if request is not None:
-                request.answer(self._act(policy, request))
+                begin_s = time.monotonic()
+                answer = self._act(policy, request) if begin_s <= request.deadline_s else _LATE
+                request.answer(answer, time.monotonic() - begin_s)
 
-    def _act(self, policy: Policy, request: Request) -> "ActionChunk | Dropped | Exception":
-        begin_s = time.monotonic()
-        if begin_s > request.deadline_s:
-            return "late"
+    def _act(self, policy: Policy, request: Request) -> ActionChunk | Exception:
         try:
             if len(request.committed_CA) and isinstance(policy, PrefixPolicy):
                 return policy.act_after(request.observation, request.committed_CA)
             return policy.act(request.observation)
         except Exception as error:
             return error
-        finally:
-            self.timing.last_infer_s = time.monotonic() - begin_s

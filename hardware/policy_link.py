@@ -1,7 +1,8 @@
 """The robot's side of the network: observations out, chunks in, and nobody waits for it.
 
 Two threads own the connection; whoever offers an observation goes on at once. Only the newest
-observation is ever on its way, and a server that is gone is tried again until it is back.
+observation is sent, to a server without the `_meta` extension when it has answered the one before,
+and a server that is gone is tried again until it is back.
 """
 
 import threading
@@ -84,7 +85,10 @@ class PolicyLink:
         self._thread.start()
 
     def offer(self, about: meta.RequestMeta, observation: Observation) -> None:
-        """Send an observation as soon as can be, instead of any older one still waiting."""
+        """Send an observation as soon as can be, instead of any older one still waiting.
+
+        Its `seq` is unlike that of any other, of earlier streams as well.
+        """
         with self._news:
             self._offered = about, observation, time.monotonic()
             self._news.notify()
@@ -150,27 +154,37 @@ class PolicyLink:
         """Send what is offered while the connection lasts."""
         while True:
             with self._news:
-                self._news.wait_for(
-                    lambda: self._ended or self._connection is None or self._offered is not None
-                )
+                self._news.wait_for(lambda: self._ended or self._connection is None or self._turn)
                 if self._ended or self._connection is None or self._offered is None:
                     return
                 about, observation, offered_s = self._offered
                 self._offered = None
+                self._asked[about.seq] = about, offered_s
             message = message_from(observation)
-            if meta.KEY in self.metadata:  # or another server would feed it to its policy
+            if self._extended:  # or another server would feed it to its policy
                 message[meta.KEY] = about.message()
-            self._asked[about.seq] = about, offered_s
             try:
                 connection.send(pack(message))
             except (WebSocketException, OSError):
                 return
 
+    @property
+    def _extended(self) -> bool:
+        """Whether the server knows the `_meta` extension."""
+        return meta.KEY in self.metadata
+
+    @property
+    def _turn(self) -> bool:
+        """Whether there is something to send that the server may have now."""
+        return self._offered is not None and (self._extended or not self._asked)
+
     def _hear(self, message: Message) -> None:
         told: dict[str, Any] = message.get(meta.KEY, {})
-        # A server without the extension answers in order.
-        seq = told.get("seq", min(self._asked, default=-1))
-        about, offered_s = self._asked.pop(seq, (None, 0.0))
+        with self._news:
+            # A server without the extension was asked one thing.
+            seq = told.get("seq", next(iter(self._asked), -1))
+            about, offered_s = self._asked.pop(seq, (None, 0.0))
+            self._news.notify()
         if about is None or "dropped" in told:
             return
         actions = message.get("actions")

@@ -5,9 +5,6 @@ import gc
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
-
-import numpy as np
 
 PRIORITY = 80
 """Of SCHED_FIFO, above the usual drivers' 50."""
@@ -59,34 +56,6 @@ class Ticker:
         missed = max(0, int(late_s / self._period_s))
         self._next_s += (1 + missed) * self._period_s
         return late_s
-
-
-@dataclass
-class Lateness:
-    """How late control periods began.
-
-    Attributes:
-        counts: periods by lateness in microseconds; the last entry holds all above.
-        missed: periods left out.
-        worst_s: greatest lateness.
-    """
-
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(20_001, np.int64))
-    missed: int = 0
-    worst_s: float = 0.0
-
-    def add(self, late_s: float, period_s: float) -> None:
-        """Count one period."""
-        self.counts[min(max(int(late_s * 1e6), 0), len(self.counts) - 1)] += 1
-        self.missed += max(0, int(late_s / period_s))
-        self.worst_s = max(self.worst_s, late_s)
-
-    def quantile_s(self, share: float) -> float:
-        """Lateness that this share of the periods does not exceed."""
-        total = int(self.counts.sum())
-        if total == 0:
-            return 0.0
-        return float(np.searchsorted(self.counts.cumsum(), share * total)) * 1e-6
 
 
 class _Timespec(ctypes.Structure):

@@ -152,8 +152,7 @@ class Runtime:
             self._seen.clear()
             self._answers.clear()
             self._did.clear()
-            self._seq = 0
-            self._begin_s = time.monotonic()
+            self._targets_CX = self._targets_CX[:0]
             self._active = True
 
     def end(self) -> EpisodeLog:

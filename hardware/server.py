@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -40,7 +41,8 @@ _ERROR_REASON = "Internal server error. Traceback included in previous frame."
 _PIPELINED = 8
 """Requests of a connection that may wait for their answer to be sent."""
 
-_Outcome = ActionChunk | Dropped | Exception
+_Outcome = tuple[ActionChunk | Dropped | Exception, float]
+"""What the worker answers, and the seconds that the policy took."""
 
 
 class PolicyServer:
@@ -162,7 +164,7 @@ class _Session:
     async def run(self) -> None:
         """Answer until the client goes or errs."""
         server = self._server
-        await self._connection.send(server._metadata)
+        await self._send(server._metadata)
         try:
             while True:
                 async with asyncio.timeout(server._config.idle_s):
@@ -192,8 +194,8 @@ class _Session:
         message.pop(meta.KEY, None)
         outcome: asyncio.Future[_Outcome] = self._loop.create_future()
 
-        def answered(value: _Outcome) -> None:
-            self._loop.call_soon_threadsafe(_settle, outcome, value)
+        def answered(value: ActionChunk | Dropped | Exception, infer_s: float) -> None:
+            self._loop.call_soon_threadsafe(_settle, outcome, (value, infer_s))
 
         server._worker.submit(
             Request(
@@ -219,31 +221,43 @@ class _Session:
         about: meta.RequestMeta | None,
         received_s: float,
     ) -> None:
-        value = await outcome
+        value, infer_s = await outcome
         metrics = self._server._metrics
-        if isinstance(value, Exception):
-            metrics.answered("error", time.monotonic() - received_s)
-            await self._complain(value)
-            return
-        reply = self._reply(value, about, received_s)
+        with suppress(ConnectionClosed, TimeoutError):  # nobody is left to answer
+            if isinstance(value, Exception):
+                metrics.answered("error", time.monotonic() - received_s)
+                await self._complain(value)
+                return
+            await self._send(pack(self._reply(value, infer_s, about, received_s)))
+            self._total_s = time.monotonic() - received_s
+            metrics.answered("chunk" if isinstance(value, ActionChunk) else value, self._total_s)
+
+    async def _send(self, frame: str | bytes) -> None:
+        """Send, or give up a client that does not take what it is sent.
+
+        Raises:
+            ConnectionClosed: when the client is gone.
+            TimeoutError: when it was given up.
+        """
         try:
             async with asyncio.timeout(self._server._config.send_s):
-                await self._connection.send(pack(reply))
+                await self._connection.send(frame)
         except TimeoutError:
             self._connection.transport.abort()
-            return
-        self._total_s = time.monotonic() - received_s
-        metrics.answered("chunk" if isinstance(value, ActionChunk) else value, self._total_s)
+            raise
 
     def _reply(
-        self, value: "ActionChunk | Dropped", about: meta.RequestMeta | None, received_s: float
+        self,
+        value: ActionChunk | Dropped,
+        infer_s: float,
+        about: meta.RequestMeta | None,
+        received_s: float,
     ) -> Message:
         server = self._server
         reply: Message = {}
         told: Message = {}
         if isinstance(value, ActionChunk):
-            infer_ms = server._worker.timing.last_infer_s * 1e3
-            timing = {"infer_ms": infer_ms}
+            timing = {"infer_ms": infer_s * 1e3}
             reply = {"actions": value.actions, "policy_timing": timing, "server_timing": timing}
             if self._total_s is not None:
                 reply["server_timing"] = {**timing, "prev_total_ms": self._total_s * 1e3}
@@ -274,7 +288,7 @@ class _Session:
             sentence = "the policy failed; the server's log says why"
             _LOG.error(sentence, exc_info=error)
         self._server._metrics.complained()
-        await self._connection.send(sentence)
+        await self._send(sentence)
         await self._connection.close(_ERROR_CODE, _ERROR_REASON)
 
 

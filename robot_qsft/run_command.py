@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,7 +113,8 @@ class Run:
                 if self.page:
                     self._serve_page(running, runtime, deployment, cameras, description)
                 else:
-                    _obey_keys(runtime, deployment)
+                    with suppress(KeyboardInterrupt):  # what was executed is kept
+                        _obey_keys(runtime, deployment)
                 if deployment.going_on:
                     deployment.end("unclear")
         except RobotError as error:

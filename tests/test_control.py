@@ -403,7 +403,6 @@ def test_what_is_due_by_hand() -> None:
         assert due.speed_X[0] == pytest.approx(speed)
         assert due.age_s == pytest.approx(now_s - 10.0)
     assert schedule.due(9.99) is None
-    assert schedule.remaining(10.05) == 2
     schedule.add(JointChunk(1, 4, 1, 10.1, np.array([[3.0, 0]])))
     assert schedule.due(10.19999).target_X[0] == pytest.approx(3.0, abs=1e-3)
     schedule.add(JointChunk(1, 2, 1, 10.1, np.array([[9.0, 0]])))

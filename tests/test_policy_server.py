@@ -460,7 +460,6 @@ def test_a_policy_that_does_not_start_says_so() -> None:
     worker = InferenceWorker(broken, warm_up=SPEC.blank())
     with pytest.raises(ValueError, match="the checkpoint is damaged"):
         worker.wait_until_ready()
-    assert not worker.ready
 
 
 def test_hostile_clients_do_not_disturb_others(serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("openpi_client", reason="openpi-client is not installed")
+from emulators.waiting import wait_until
 from test_arm_simulated import Simulated
 from test_policy_server import Served
 
@@ -45,11 +47,16 @@ class Turning:
         self.committed: list[np.ndarray] = []
         self.wait_s = 0.0
         self.nan = False
+        self.asked = 0
+        self.permits: threading.Semaphore | None = None
 
     def reset(self, *, seed: int) -> None:
         pass
 
     def act(self, observation: Observation) -> ActionChunk:
+        self.asked += 1
+        if self.permits is not None:
+            self.permits.acquire(timeout=30)
         time.sleep(self.wait_s)
         self.seen.append(observation)
         actions = np.tile(observation.state, (10, 1)).astype(np.float32)
@@ -194,6 +201,23 @@ def test_a_server_that_dies_holds_the_arm_and_its_return_moves_nothing(bridge: B
     np.testing.assert_allclose(bridge.simulated.now()[0], there_rad, atol=2e-3)
     bridge.runtime.request(Request.RUN)
     bridge.wait_for(lambda period: period.state is State.RUNNING)
+
+
+def test_an_answer_to_an_earlier_episode_is_not_for_this_one(bridge: Bridge) -> None:
+    bridge.wait_for(lambda period: period.state is State.READY)
+    bridge.policy.permits = permits = threading.Semaphore(0)
+    before = bridge.policy.asked
+    bridge.runtime.begin()
+    wait_until(lambda: bridge.policy.asked == before + 1)
+    bridge.runtime.end()
+    bridge.runtime.begin()
+    time.sleep(0.3)  # the new episode's observations wait for the worker
+    permits.release()
+    wait_until(lambda: bridge.policy.asked == before + 2)  # the old one is answered by now
+    time.sleep(0.2)
+    assert len(bridge.runtime.ahead()) == 0
+    permits.release(1000)
+    wait_until(lambda: len(bridge.runtime.ahead()) > 0)
 
 
 def test_a_policy_that_gives_nan_moves_nothing(bridge: Bridge) -> None:
