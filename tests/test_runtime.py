@@ -203,21 +203,25 @@ def test_a_server_that_dies_holds_the_arm_and_its_return_moves_nothing(bridge: B
     bridge.wait_for(lambda period: period.state is State.RUNNING)
 
 
-def test_an_answer_to_an_earlier_episode_is_not_for_this_one(bridge: Bridge) -> None:
-    bridge.wait_for(lambda period: period.state is State.READY)
-    bridge.policy.permits = permits = threading.Semaphore(0)
-    before = bridge.policy.asked
-    bridge.runtime.begin()
-    wait_until(lambda: bridge.policy.asked == before + 1)
-    bridge.runtime.end()
-    bridge.runtime.begin()
-    time.sleep(0.3)  # the new episode's observations wait for the worker
-    permits.release()
-    wait_until(lambda: bridge.policy.asked == before + 2)  # the old one is answered by now
-    time.sleep(0.2)
-    assert len(bridge.runtime.ahead()) == 0
-    permits.release(1000)
-    wait_until(lambda: len(bridge.runtime.ahead()) > 0)
+def test_an_answer_to_an_earlier_episode_is_not_for_this_one() -> None:
+    with contextlib.ExitStack() as running:
+        slowly = RuntimeConfig(policy_hz=1, instruction="turn", deadline_s=60)
+        bridge = Bridge(running, slowly)
+        bridge.wait_for(lambda period: period.state is State.READY)
+        bridge.policy.permits = permits = threading.Semaphore(0)
+        before = bridge.policy.asked
+        bridge.runtime.begin()
+        wait_until(lambda: bridge.policy.asked == before + 1)
+        bridge.runtime.end()
+        bridge.runtime.begin()
+        wait_until(lambda: bool(bridge.runtime._seen))
+        time.sleep(0.2)  # the new episode's first observation waits for the worker
+        permits.release()
+        wait_until(lambda: bridge.policy.asked == before + 2)  # the old one is answered by now
+        time.sleep(0.2)
+        assert len(bridge.runtime.ahead()) == 0
+        permits.release(1000)
+        wait_until(lambda: len(bridge.runtime.ahead()) > 0)
 
 
 def test_a_policy_that_gives_nan_moves_nothing(bridge: Bridge) -> None:
