@@ -1,8 +1,11 @@
 """Small data and small runs that several test files share."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from robot_qsft.datasets.writer import DatasetWriter
 from robot_qsft.policies.rt import RTConfig
 from robot_qsft.sim.pybullet.config import PyBulletConfig
 from robot_qsft.sim.rollouts import Rollout
-from robot_qsft.train import TrainConfig
+from robot_qsft.train import Progress, TrainConfig
 from robot_qsft.training_data import load_training_data
 
 
@@ -112,6 +115,44 @@ def tiny_arguments() -> list[str]:
         *("--sampler.batch-size", "16", "--warmup-steps", "3", "--validation-share", "0.3"),
         *("--validate-every", "5", "--validation-batches", "2", "--device", "cpu"),
     ]
+
+
+@pytest.fixture(scope="session")
+def silent() -> Progress:
+    """Watches a training run and says nothing."""
+
+    class Silent:
+        def started(self, step: int) -> None:
+            pass
+
+        def step(self, step: int, metrics: Mapping[str, float]) -> None:
+            pass
+
+        def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+            pass
+
+    return Silent()
+
+
+@pytest.fixture(scope="module")
+def launch_chromium() -> Iterator[Callable[..., Any]]:
+    """Starts the system's Chromium without a window, with more arguments where some are given."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, ExitStack() as running:
+
+        def launch(*arguments: str) -> Any:
+            chromium = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"),
+                args=[
+                    *("--headless=new", "--no-sandbox", "--disable-background-networking"),
+                    *arguments,
+                ],
+            )
+            running.callback(chromium.close)
+            return chromium
+
+        yield launch
 
 
 WriteDataset = Callable[..., Path]

@@ -29,8 +29,8 @@ from emulators.servo_contract import (
     calibrated,
     home_is_in_the_workspace,
     refused,
-    wait_until,
 )
+from emulators.waiting import wait_until
 
 from robot_qsft.hardware.arms.dynamixel import DynamixelRobot
 from robot_qsft.hardware.arms.make import make_robot

@@ -18,6 +18,7 @@ pytest.importorskip("franky", reason="franky-control is not installed")
 
 from emulators.contract import RobotContract, state_once_it_tells, stream
 from emulators.franka import MOVING, FrankaEmulator, speed_limits
+from emulators.waiting import wait_until
 
 from robot_qsft.hardware.arms.franka import FrankaRobot
 from robot_qsft.hardware.arms.make import make_robot
@@ -45,13 +46,6 @@ def robot(description: RobotDescription) -> Iterator[Robot]:
     robot = make_robot(description)
     yield robot
     robot.disconnect()
-
-
-def wait_until(condition, *, seconds: float = 10.0) -> None:
-    end_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end_s, "it never came to that"
-        time.sleep(0.01)
 
 
 def rests(emulator: FrankaEmulator) -> bool:

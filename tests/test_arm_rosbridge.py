@@ -1,12 +1,9 @@
 """Arms behind ROS 2: the driver with roslibpy, on an emulated rosbridge server."""
 
-import itertools
 import json
 import math
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,8 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from emulators.client import kill_group, streaming_client
 from emulators.contract import RobotContract, state_once_it_tells, stream
 from emulators.rosbridge import RosbridgeEmulator
+from emulators.waiting import wait_until
 from roslibpy.comm.comm_autobahn import AutobahnRosBridgeClientFactory
 from twisted.python import threadable
 
@@ -43,22 +42,6 @@ DH = [
     (0.0, 0.107, 0.0),
 ]
 
-STREAMER = """
-import sys, time
-from robot_qsft.hardware.arms.rosbridge import RosbridgeRobot
-from robot_qsft.hardware.description import find_description
-
-robot = RosbridgeRobot(find_description("ros2_panda", sys.argv[1]))
-robot.connect()
-target_rad = robot.read().positions_rad
-while True:
-    target_rad[0] += 0.005
-    robot.command(target_rad, 0.0)
-    print("sent", flush=True)
-    time.sleep(robot.description.period_s)
-"""
-"""A client that turns the first joint until it is killed."""
-
 EMERGENCY_STOP_TOPIC = "/emergency_stop"
 
 
@@ -74,13 +57,6 @@ def threads() -> set[threading.Thread]:
 
 def connections() -> set[Any]:
     return {each.laddr for each in psutil.Process().net_connections("tcp")}
-
-
-def wait_until(reached: Callable[[], bool], *, seconds: float = 5.0) -> None:
-    end_s = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def succeeds(call: Callable[..., object], *arguments: object) -> bool:
@@ -469,16 +445,10 @@ def test_two_arms_in_one_process(emulator: RosbridgeEmulator, robot: RosbridgeRo
 
 
 def test_the_arm_rests_when_its_client_is_killed(emulator: RosbridgeEmulator) -> None:
-    client = subprocess.Popen(
-        [sys.executable, "-c", STREAMER, emulator.address], stdout=subprocess.PIPE
-    )
-    with client:
-        assert client.stdout is not None
-        lines = iter(client.stdout)
-        sent = itertools.islice((line for line in lines if line == b"sent\n"), 20)
-        assert len(list(sent)) == 20
-        client.send_signal(signal.SIGKILL)
-        client.wait()
+    with streaming_client(
+        find_description("ros2_panda", emulator.address), step_rad=0.005
+    ) as client:
+        kill_group(client)
     time.sleep(find_description("ros2_panda").watchdog_s or 0)
     resting_rad, _ = emulator.joints.now()
     commands = len(emulator.commands)

@@ -3,18 +3,19 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulators.client import kill_group, streaming_client
 from emulators.contract import RobotContract, state_once_it_tells, stream
 from emulators.ur import HOME_RAD, THREAD, UREmulator
+from emulators.waiting import wait_until
 
 from robot_qsft.hardware.arms.make import make_robot
 from robot_qsft.hardware.arms.ur import URRobot
@@ -53,24 +54,6 @@ DH = {
         (0.11655, 0.0, 0.0),
     ],
 }
-
-STREAMER = """
-import sys, time
-from dataclasses import replace
-from robot_qsft.hardware.arms.ur import URRobot
-from robot_qsft.hardware.description import find_description
-
-ur5e = find_description("ur5e", sys.argv[1])
-robot = URRobot(replace(ur5e, control_hz=125, watchdog_s=0.5))
-robot.connect()
-target_rad = robot.read().positions_rad
-print("connected", flush=True)
-while True:
-    target_rad[0] += 0.001
-    robot.command(target_rad, 0.0)
-    time.sleep(robot.description.period_s)
-"""
-"""A client that turns the base until it is killed."""
 
 
 @pytest.fixture(autouse=True)
@@ -117,22 +100,13 @@ def connected(robot: URRobot) -> URRobot:
     return robot
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
-    end_s = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end_s:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def rests_at(emulator: UREmulator, target_rad: np.ndarray) -> bool:
-    return eventually(lambda: np.allclose(emulator.joints.now()[0], target_rad, atol=0.002))
+def comes_to(emulator: UREmulator, target_rad: np.ndarray) -> None:
+    wait_until(lambda: np.allclose(emulator.joints.now()[0], target_rad, atol=0.002))
 
 
 def wait_for_fault(robot: URRobot) -> RobotState:
     """The first state with a fault, which also refuses commands."""
-    assert eventually(lambda: robot.read().fault != "")
+    wait_until(lambda: robot.read().fault != "")
     state = robot.read()
     with pytest.raises(RobotError) as caught:
         robot.command(HOME_RAD, 0.0)
@@ -151,7 +125,7 @@ def test_at_the_full_rate_of_the_e_series(emulator: UREmulator, description: Rob
     try:
         target_rad = robot.read().positions_rad + 0.05
         stream(robot, target_rad, seconds=0.5)
-        assert rests_at(emulator, target_rad)
+        comes_to(emulator, target_rad)
         assert emulator.servo_commands > 10
     finally:
         robot.disconnect()
@@ -171,7 +145,7 @@ def test_an_arm_at_rest_needs_no_commands(emulator: UREmulator, connected: URRob
     time.sleep(1.5 * emulator.watchdog_s)
     assert connected.read().fault == ""
     stream(connected, HOME_RAD, seconds=0.2)
-    assert rests_at(emulator, HOME_RAD)
+    comes_to(emulator, HOME_RAD)
 
 
 def test_silence_is_told_and_lasts_until_connected_again(emulator: UREmulator, connected: URRobot):
@@ -181,7 +155,7 @@ def test_silence_is_told_and_lasts_until_connected_again(emulator: UREmulator, c
     connected.disconnect()
     connected.connect()
     stream(connected, HOME_RAD, seconds=0.2)
-    assert rests_at(emulator, HOME_RAD)
+    comes_to(emulator, HOME_RAD)
 
 
 def test_a_protective_stop_is_told_by_name(emulator: UREmulator, connected: URRobot):
@@ -191,7 +165,7 @@ def test_a_protective_stop_is_told_by_name(emulator: UREmulator, connected: URRo
     commands = emulator.servo_commands
     emulator.release()
     # Released, the arm does not go on by itself, and the driver says what to do.
-    assert eventually(lambda: "connect again" in connected.read().fault)
+    wait_until(lambda: "connect again" in connected.read().fault)
     wait_for_fault(connected)
     assert emulator.servo_commands == commands
     connected.disconnect()
@@ -269,7 +243,7 @@ def test_some_lost_and_late_packets_matter_to_nobody(emulator: UREmulator, conne
     target_rad = connected.read().positions_rad + 0.05
     stream(connected, target_rad, seconds=0.5)
     assert connected.read().fault == ""
-    assert eventually(lambda: np.allclose(connected.read().positions_rad, target_rad, atol=0.002))
+    wait_until(lambda: np.allclose(connected.read().positions_rad, target_rad, atol=0.002))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -289,7 +263,7 @@ def test_corrupt_packets(emulator: UREmulator, connected: URRobot, seed: int):
     assert told
     assert "\n" not in told
     emulator.link.corrupt_share = 0.0
-    assert eventually(lambda: not emulator.program_runs)
+    wait_until(lambda: not emulator.program_runs)
     connected.disconnect()
     connected.connect()
     assert connected.read().fault == ""
@@ -306,43 +280,26 @@ def test_connecting_through_corrupt_packets(emulator: UREmulator, description: R
         robot.disconnect()
 
 
-def _streamer(emulator: UREmulator) -> subprocess.Popen[str]:
-    """A client in a process group of its own, once it is connected."""
-    client = subprocess.Popen(
-        [sys.executable, "-c", STREAMER, emulator.address],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert client.stdout is not None
-    assert client.stdout.readline() == "connected\n"
-    return client
-
-
-def test_the_watchdog_stops_the_arm_of_a_dead_client(emulator: UREmulator):
-    client = _streamer(emulator)
-    try:
-        assert eventually(lambda: abs(emulator.joints.now()[0][0]) > 0.02)
-    finally:
-        os.killpg(client.pid, signal.SIGKILL)  # the process of the library with it
-        client.communicate()
-    assert eventually(lambda: not emulator.program_runs)
+def test_the_watchdog_stops_the_arm_of_a_dead_client(
+    emulator: UREmulator, description: RobotDescription
+):
+    with streaming_client(description, step_rad=0.001) as client:
+        wait_until(lambda: abs(emulator.joints.now()[0][0]) > 0.02)
+        kill_group(client)  # the process of the library with it
+    wait_until(lambda: not emulator.program_runs)
     resting_rad, _ = emulator.joints.now()
     time.sleep(0.2)
     np.testing.assert_array_equal(emulator.joints.now()[0], resting_rad)
 
 
-def test_a_dead_parent_takes_the_librarys_process_along(emulator: UREmulator):
-    client = _streamer(emulator)
-    try:
+def test_a_dead_parent_takes_the_librarys_process_along(
+    emulator: UREmulator, description: RobotDescription
+):
+    with streaming_client(description, step_rad=0.001) as client:
         client.kill()
         client.wait()
-        assert eventually(lambda: not _lives(client.pid))
+        wait_until(lambda: not _lives(client.pid))
         assert not emulator.program_runs
-    finally:
-        if _lives(client.pid):
-            os.killpg(client.pid, signal.SIGKILL)
-        client.communicate()
 
 
 def _lives(group: int) -> bool:
@@ -358,7 +315,7 @@ def test_the_librarys_process_may_die(emulator: UREmulator, connected: URRobot):
     assert connected._process is not None
     os.kill(connected._process._process.pid, signal.SIGKILL)
     assert "is lost" in state_once_it_tells(connected)
-    assert eventually(lambda: not emulator.program_runs)
+    wait_until(lambda: not emulator.program_runs)
     connected.stop()
     connected.disconnect()
 

@@ -1,20 +1,19 @@
 """xArm: its driver with UFACTORY's own client library, on an emulated control box."""
 
-import itertools
 import math
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from emulators.client import kill_group, streaming_client
 from emulators.contract import RobotContract, state_once_it_tells, stream
+from emulators.waiting import wait_until
 from emulators.xarm import THREAD, XArmEmulator
 from xarm.core.config.x_config import XCONF
 from xarm.wrapper import XArmAPI
@@ -49,29 +48,6 @@ DH = {
         (0.097, 0.0, 0.0, 0.0),
     ],
 }
-
-STREAMER = """
-import sys, time
-from robot_qsft.hardware.arms.xarm import XArmRobot
-from robot_qsft.hardware.description import find_description
-
-robot = XArmRobot(find_description("xarm7", sys.argv[1]))
-robot.connect()
-target_rad = robot.read().positions_rad
-while True:
-    target_rad[0] += 0.005
-    robot.command(target_rad, 0.0)
-    print("sent", flush=True)
-    time.sleep(robot.description.period_s)
-"""
-"""A client that turns the first joint until it is killed."""
-
-
-def wait_until(reached: Callable[[], bool], *, seconds: float = 5.0) -> None:
-    end_s = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -310,16 +286,8 @@ def test_reports_that_cannot_be_are_not_taken(emulator: XArmEmulator, robot: XAr
 
 
 def test_the_arm_rests_when_its_client_is_killed(emulator: XArmEmulator) -> None:
-    client = subprocess.Popen(
-        [sys.executable, "-c", STREAMER, emulator.address], stdout=subprocess.PIPE
-    )
-    with client:
-        assert client.stdout is not None
-        lines = iter(client.stdout)  # begins with the library's greeting
-        sent = itertools.islice((line for line in lines if line == b"sent\n"), 20)
-        assert len(list(sent)) == 20
-        client.send_signal(signal.SIGKILL)
-        client.wait()
+    with streaming_client(find_description("xarm7", emulator.address), step_rad=0.005) as client:
+        kill_group(client)
     time.sleep(find_description("xarm7").watchdog_s or 0)
     resting_rad, _ = emulator.joints.now()
     commands = emulator.servo_commands

@@ -212,19 +212,8 @@ def serve(demos: Path, process_environment: dict[str, str]) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-            ],
-        )
-        yield chromium
-        chromium.close()
+def browser(launch_chromium: Callable[..., Any]) -> Any:
+    return launch_chromium("--disable-gpu")
 
 
 class Hands:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,9 @@ _PATIENCE_MS = 30_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                *("--headless=new", "--no-sandbox", "--disable-background-networking"),
-                *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # the arm is WebGL
-            ],
-        )
-        yield chromium
-        chromium.close()
+def browser(launch_chromium: Callable[..., Any]) -> Any:
+    # The arm is WebGL.
+    return launch_chromium("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
 
 class Operator:

@@ -23,22 +23,11 @@ from dataclasses import replace
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 
-class Quiet:
-    def started(self, step):
-        pass
-
-    def step(self, step, metrics):
-        pass
-
-    def validated(self, step, metrics):
-        pass
-
-
 @pytest.fixture(scope="module")
-def run_folder(tiny, training_data, tmp_path_factory) -> Path:
+def run_folder(tiny, training_data, silent, tmp_path_factory) -> Path:
     """A run of chunks of three actions."""
     folder = tmp_path_factory.mktemp("run") / "chunks"
-    train(replace(tiny, chunk=3), training_data, folder, progress=Quiet(), resume=False)
+    train(replace(tiny, chunk=3), training_data, folder, progress=silent, resume=False)
     return folder
 
 

@@ -29,17 +29,6 @@ from robot_qsft.view import view_episode
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
-class Silent:
-    def started(self, step):
-        pass
-
-    def step(self, step, metrics):
-        pass
-
-    def validated(self, step, metrics):
-        pass
-
-
 def read(path: Path) -> dict[str, dict[str, list[Any]]]:
     """Entity to column to one value per step, what is static and blueprints left out."""
     entities: dict[str, dict[str, list[Any]]] = {}
@@ -61,9 +50,9 @@ def seconds(columns: dict[str, list[Any]]) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def run(tiny, training_data, tmp_path_factory) -> Path:
+def run(tiny, training_data, silent, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(tiny, training_data, folder, progress=Silent(), resume=False)
+    train(tiny, training_data, folder, progress=silent, resume=False)
     return folder
 
 
@@ -189,13 +178,13 @@ def test_readings_are_those_of_acting(demonstrations, run):
 
 
 def test_a_policy_without_values_shows_its_likelihood_only(
-    demonstrations, tiny, training_data, tmp_path
+    demonstrations, tiny, training_data, silent, tmp_path
 ):
     train(
         replace(tiny, method="bc", steps=2),
         training_data,
         tmp_path / "run",
-        progress=Silent(),
+        progress=silent,
         resume=False,
     )
     path = tmp_path / "episode.rrd"

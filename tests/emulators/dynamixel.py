@@ -19,6 +19,7 @@ _HEADER = b"\xff\xff\xfd"
 
 
 class DynamixelEmulator(ServoBusEmulator):
+    header, head_length = _HEADER, 7
     torque_register = TORQUE
     goal = (GOAL, 4)
 
@@ -60,15 +61,8 @@ class DynamixelEmulator(ServoBusEmulator):
         stopped = servo.table[WATCHDOG] == TRIPPED
         return DATA_RANGE if stopped and register in (GOAL_PWM, GOAL_VELOCITY, GOAL) else 0
 
-    def split(self, buffer: bytearray) -> list[bytes]:
-        packets = []
-        while (start := buffer.find(_HEADER)) >= 0 and len(buffer) > start + 6:
-            end = start + 7 + int.from_bytes(buffer[start + 5 : start + 7], "little")
-            if len(buffer) < end:
-                break
-            packets.append(bytes(buffer[start:end]))
-            del buffer[:end]
-        return packets
+    def length_after(self, head: bytes) -> int:
+        return int.from_bytes(head[5:7], "little")
 
     def parse(self, packet: bytes) -> tuple[int, int, bytes] | None:
         if not (

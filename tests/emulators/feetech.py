@@ -10,6 +10,7 @@ _ELSEWHERE_TICKS = 100
 
 
 class FeetechEmulator(ServoBusEmulator):
+    header, head_length = b"\xff\xff", 4
     torque_register = TORQUE
     goal = (GOAL, 2)
 
@@ -28,15 +29,8 @@ class FeetechEmulator(ServoBusEmulator):
         servo.put(SPEED, 2, _sign_and_magnitude(round(servo.ticks_per_s)))
         servo.put(STATUS, 1, servo.trouble)
 
-    def split(self, buffer: bytearray) -> list[bytes]:
-        packets = []
-        while (start := buffer.find(b"\xff\xff")) >= 0 and len(buffer) > start + 3:
-            end = start + 4 + buffer[start + 3]
-            if len(buffer) < end:
-                break
-            packets.append(bytes(buffer[start:end]))
-            del buffer[:end]
-        return packets
+    def length_after(self, head: bytes) -> int:
+        return head[3]
 
     def parse(self, packet: bytes) -> tuple[int, int, bytes] | None:
         if not (

@@ -64,6 +64,8 @@ class ServoBusEmulator:
     A servo without power, torque or health stays where it is: there is no gravity.
     """
 
+    header: bytes
+    head_length: int
     torque_register: int
     goal: tuple[int, int]
 
@@ -185,8 +187,8 @@ class ServoBusEmulator:
         """Put what it measures into its registers."""
         raise NotImplementedError
 
-    def split(self, buffer: bytearray) -> list[bytes]:
-        """Take from `buffer` what seems to be whole packets."""
+    def length_after(self, head: bytes) -> int:
+        """How much follows the first `head_length` bytes of a packet, by what they say."""
         raise NotImplementedError
 
     def parse(self, packet: bytes) -> tuple[int, int, bytes] | None:
@@ -224,12 +226,24 @@ class ServoBusEmulator:
                 self.watch()
                 continue
             buffer += os.read(self._master, 4096)
-            for packet in self.split(buffer):
+            for packet in self._split(buffer):
                 arrived = self.link.pass_on(packet)
                 instruction = None if arrived is None else self.parse(arrived)
                 if instruction is not None:
                     for reply in self._obey(*instruction):
                         self._send(reply)
+
+    def _split(self, buffer: bytearray) -> list[bytes]:
+        """Take from `buffer` what seems to be whole packets."""
+        packets = []
+        head = self.head_length
+        while (start := buffer.find(self.header)) >= 0 and len(buffer) >= start + head:
+            end = start + head + self.length_after(buffer[start : start + head])
+            if len(buffer) < end:
+                break
+            packets.append(bytes(buffer[start:end]))
+            del buffer[:end]
+        return packets
 
     def _send(self, packet: bytes) -> None:
         time.sleep(self.return_delay_s + len(packet) * WIRE_S_PER_BYTE)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from emulators.contract import RobotContract, state_once_it_tells, stream
 from emulators.joints import Link
 from emulators.servo_bus import ServoBusEmulator
+from emulators.waiting import wait_until
 
 from robot_qsft.hardware.arms.make import make_robot
 from robot_qsft.hardware.description import RobotDescription, find_description
@@ -48,13 +48,6 @@ class NoisyLink(Link):
         for _ in range(self.rng.randint(1, self.most_bits)):
             noisy[self.rng.randrange(len(noisy))] ^= 1 << self.rng.randrange(8)
         return bytes(noisy)
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
-    end_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end_s, "it never came true"
-        time.sleep(0.01)
 
 
 def refused(robot: Robot) -> str:
