@@ -340,16 +340,21 @@ def bandit(write_dataset, tmp_path_factory):
     return load_training_data(Dataset.open(path), cameras=(), image_size=16, validation_share=0.1)
 
 
-def test_it_learns_what_pays_from_those_who_mostly_do_not_know(tiny, bandit, tmp_path):
-    config = replace(
+def learner(tiny: TrainConfig, **changes: int) -> TrainConfig:
+    """Learns something small in seconds."""
+    return replace(
         tiny,
         network=replace(tiny.network, dropout=0.0),
         sampler=SamplerConfig(batch_size=64),
-        steps=150,
         learning_rate=5e-3,
         target_rate=0.05,
         checkpoint_every=1000,
+        **changes,
     )
+
+
+def test_it_learns_what_pays_from_those_who_mostly_do_not_know(tiny, bandit, tmp_path):
+    config = learner(tiny, steps=150)
     watcher = Watcher()
     folder = train(config, bandit, tmp_path / "run", progress=watcher, resume=False)
     started, ended = (
@@ -388,16 +393,7 @@ def lock(write_dataset, tmp_path_factory):
 
 
 def test_a_chunk_fits_together_and_goes_on_from_what_is_committed(tiny, lock, tmp_path):
-    config = replace(
-        tiny,
-        network=replace(tiny.network, dropout=0.0),
-        sampler=SamplerConfig(batch_size=64),
-        chunk=2,
-        steps=250,
-        learning_rate=5e-3,
-        target_rate=0.05,
-        checkpoint_every=1000,
-    )
+    config = learner(tiny, steps=250, chunk=2)
     folder = train(config, lock, tmp_path / "run", progress=Watcher(), resume=False)
     observation = Observation(np.zeros(2, np.float32), "do it")
     policy = TokenPolicy.load(folder, DecodingConfig(beta=16, temperature=1))

@@ -25,7 +25,6 @@ Shape legend: J joints.
 import contextlib
 import logging
 import math
-import re
 import socket
 import threading
 import time
@@ -39,6 +38,7 @@ import roslibpy
 
 from robot_qsft.datasets.plain_yaml import is_number, is_text, shown
 from robot_qsft.datasets.wording import listed
+from robot_qsft.hardware.arms.address import host_and_port
 from robot_qsft.hardware.description import RobotDescription
 from robot_qsft.hardware.robot import Joints, RobotError, RobotState
 
@@ -172,15 +172,14 @@ class RosbridgeRobot:
             )
         if description.gripper is not None:
             raise ValueError("this driver moves no gripper; write 'gripper: null'")
-        host, _, port = description.address.partition(":")
-        if not host or not re.fullmatch(r"\d{0,5}", port):
-            raise ValueError(
-                f"address must be the rosbridge server's, such as 192.168.1.10:{_PORT}, "
-                f"got {description.address!r}"
-            )
+        self._host, self._port = host_and_port(
+            description.address,
+            port=_PORT,
+            whose="rosbridge server's",
+            example=f"192.168.1.10:{_PORT}",
+        )
         self.description = description
         self._options = _Options.of(description)
-        self._host, self._port = host, int(port or _PORT)
         self._ros: Any = None
         self._ears = _Ears(description.joint_names)
         self._topics: list[Any] = []

@@ -31,6 +31,7 @@ from xarm.core.config.x_config import XCONF
 from xarm.core.utils.log import logger
 from xarm.core.wrapper import UxbusCmdTcp
 
+from robot_qsft.hardware.arms.address import host_and_port
 from robot_qsft.hardware.description import RobotDescription
 from robot_qsft.hardware.robot import Joints, RobotError, RobotState
 
@@ -193,15 +194,13 @@ class XArmRobot:
             )
         if description.gripper is not None:
             raise ValueError("this driver moves no gripper; write 'gripper: null'")
-        host, _, port = description.address.partition(":")
-        if not host or not re.fullmatch(r"\d{0,5}", port):
-            raise ValueError(
-                f"address must be the control box's, such as 192.168.1.200, "
-                f"got {description.address!r}"
-            )
+        self._host, self._port = host_and_port(
+            description.address,
+            port=_COMMAND_PORT,
+            whose="control box's",
+            example="192.168.1.200",
+        )
         self.description = description
-        self._host = host
-        self._port = int(port or _COMMAND_PORT)
         self._session: _Session | None = None
 
     def connect(self) -> None:
