@@ -40,6 +40,8 @@ class OpenCVCamera:
         Raises:
             RobotError: when it cannot be opened.
         """
+        # What it complains of, RobotError says.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         self._device = device
         self._capture = cv2.VideoCapture(int(device) if device.isdecimal() else device)
         if not self._capture.isOpened():

@@ -86,3 +86,12 @@ class LinkConfig:
     authority: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no websocket's address.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if not self.server.startswith(("ws://", "wss://")):
+            raise ValueError(f"server must begin with ws:// or wss://, got {self.server!r}")

@@ -170,12 +170,18 @@ def find_description(robot: str, address: str = "") -> RobotDescription:
     Raises:
         ValueError: when there is none, or it is not fit to drive an arm by.
     """
-    path = Path(robot) if robot.endswith((".yaml", ".yml")) else FOLDER / f"{robot}.yaml"
+    by_name = robot in known_robots()
+    path = FOLDER / f"{robot}.yaml" if by_name else Path(robot)
+    if not by_name and path.suffix not in (".yaml", ".yml"):
+        raise ValueError(
+            f"there is no robot {robot!r}; name a description file such as mine.yaml, or one of "
+            f"{listed(known_robots())}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"there is no robot {robot!r} ({error}); name a description file, or one of "
+            f"{path} cannot be read ({error}); name a description file, or one of "
             f"{listed(known_robots())}"
         ) from error
     try:

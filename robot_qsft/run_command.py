@@ -1,6 +1,7 @@
 """`robot-qsft run`: a policy moves an arm, under limits and an operator's eyes."""
 
 import getpass
+import os
 import select
 import signal
 import sys
@@ -171,7 +172,7 @@ def _wait_for_pictures(cameras: "Cameras") -> None:
 def _obey_keys(runtime: "Runtime", deployment: "Deployment") -> None:
     """Read keys from the terminal until "q" or its end, telling what changes."""
     console.print(_HELP, soft_wrap=True)
-    before = ""
+    before, typed = "", b""
     while True:
         period = runtime.newest()
         if period is not None:
@@ -180,14 +181,18 @@ def _obey_keys(runtime: "Runtime", deployment: "Deployment") -> None:
             if now != before:
                 console.print(now, soft_wrap=True)
                 before = now
-        readable, _, _ = select.select([sys.stdin], [], [], _SAY_EVERY_S)
-        if not readable:
+        if not select.select([sys.stdin], [], [], _SAY_EVERY_S)[0]:
             continue
-        line = sys.stdin.readline()
-        key = line.strip()
-        if not line or key == "q":
+        # Not by readline, which would keep what was typed after the first line for itself.
+        more = os.read(sys.stdin.fileno(), 1024)
+        *lines, typed = (typed + more).split(b"\n")
+        for line in lines:
+            key = line.decode(errors="replace").strip()
+            if key == "q":
+                return
+            if key in _ENDINGS:
+                deployment.end(_ENDINGS[key])
+            else:  # whatever else is typed stops
+                getattr(deployment, _KEYS.get(key, "stop"))()
+        if not more:
             return
-        if key in _ENDINGS:
-            deployment.end(_ENDINGS[key])
-        else:  # whatever else is typed stops
-            getattr(deployment, _KEYS.get(key, "stop"))()

@@ -88,8 +88,10 @@ def test_what_is_no_description(text: str) -> None:
 
 
 def test_a_robot_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no robot 'r2d2' .*panda"):
+    with pytest.raises(ValueError, match=r"there is no robot 'r2d2'; .*panda"):
         find_description("r2d2")
+    with pytest.raises(ValueError, match=r"absent.yaml cannot be read .*panda"):
+        find_description(str(tmp_path / "absent.yaml"))
     mine = tmp_path / "mine.yaml"
     mine.write_text("name: mine")
     with pytest.raises(ValueError, match=r"mine.yaml: robot lacks driver"):

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from robot_qsft.hardware.arms.address import host_and_port
 from robot_qsft.hardware.description import RobotDescription
 from robot_qsft.hardware.protocol import FrameError, Message, pack, unpack
 from robot_qsft.hardware.robot import Joints, RobotError, RobotState
 
+PORT = 7700
 _LENGTH = struct.Struct(">I")
 _ANSWER_S = 2.0
 
@@ -56,11 +58,14 @@ class SimulatorClient:
 
         Raises:
             RobotError: when nothing answers there.
+            ValueError: when the address is none.
         """
-        host, _, port = address.rpartition(":")
+        place = host_and_port(
+            address, port=PORT, whose="simulated arm's", example=f"127.0.0.1:{PORT}"
+        )
         try:
-            self._connection = socket.create_connection((host, int(port)), timeout=_ANSWER_S)
-        except (OSError, ValueError, OverflowError) as error:
+            self._connection = socket.create_connection(place, timeout=_ANSWER_S)
+        except (OSError, OverflowError) as error:
             raise RobotError(
                 f"no simulated arm answers at {address} ({error}); start it by: robot-qsft simulate"
             ) from error
