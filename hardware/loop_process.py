@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from types import TracebackType
 
 from robot_qsft.hardware.config import ControlConfig
 from robot_qsft.hardware.controller import Request
 from robot_qsft.hardware.description import RobotDescription, description_text
-from robot_qsft.hardware.loop_ports import LoopPorts
+from robot_qsft.hardware.loop_ports import LoopPorts, Period
 from robot_qsft.hardware.robot import RobotError
 
-_END_S = 10.0
+_BEGIN_S, _END_S = 10.0, 10.0
 
 
 class LoopProcess:
@@ -55,6 +56,12 @@ class LoopProcess:
             raise RobotError(answer.get("error", "the control loop did not start"))
         self.refused: list[str] = answer["refused"]
         """What the system refused of being real-time, in sentences."""
+        end_s = time.monotonic() + _BEGIN_S
+        while self.ports.newest() is None:
+            if not self.running or time.monotonic() > end_s:
+                self.close()
+                raise RobotError("the control loop did not begin; see what it says above")
+            time.sleep(description.period_s)
 
     def __enter__(self) -> "LoopProcess":
         return self
@@ -71,6 +78,12 @@ class LoopProcess:
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process.poll() is None
+
+    def newest(self) -> Period:
+        """What the loop did last."""
+        period = self.ports.newest()
+        assert period is not None, "it has begun"
+        return period
 
     def request(self, request: Request, reason: str = "") -> None:
         """See `LoopPorts.request`."""

@@ -170,9 +170,7 @@ class Page:
 
     def _run(self) -> None:
         while not self._ended.wait(1 / _HZ):
-            period = self._runtime.newest()
-            if period is not None:
-                self._show(period)
+            self._show(self._runtime.newest())
 
     def _show(self, period: Period) -> None:
         self._measured.update_cfg(period.measured.positions_rad)

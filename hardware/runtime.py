@@ -113,9 +113,9 @@ class Runtime:
         self._thread = threading.Thread(target=self._run, name="policy steps", daemon=True)
         self._thread.start()
 
-    def newest(self) -> Period | None:
-        """What the control loop did last; None before it began."""
-        return self._loop.ports.newest()
+    def newest(self) -> Period:
+        """What the control loop did last."""
+        return self._loop.newest()
 
     def ahead(self) -> NDArray[np.float64]:
         """Targets of the newest chunk that are still to come, float64 (C, X)."""
@@ -139,14 +139,11 @@ class Runtime:
         Raises:
             ValueError: when one is going on.
         """
-        period = self._loop.ports.newest()
         with self._lock:
             if self._active:
                 raise ValueError("an episode is going on; end it first")
-            if period is None:
-                raise ValueError("the control loop has not begun yet")
             self._loop.ports.periods()  # those of before are nobody's
-            self._io.begin(period.measured)
+            self._io.begin(self.newest().measured)
             self._stream += 1
             self._log = EpisodeLog()
             self._seen.clear()
@@ -222,8 +219,7 @@ class Runtime:
     def _look(self) -> None:
         """Send one observation."""
         now_s = time.monotonic()
-        period = self._loop.ports.newest()
-        assert period is not None, "an episode begins with one"
+        measured = self.newest().measured
         objection = self._cameras.objection(now_s, stale_s=self._config.camera_stale_s)
         if objection:
             self._loop.request(Request.STOP, objection)
@@ -231,10 +227,10 @@ class Runtime:
         images: Mapping[str, Image] = {
             name: picture.image for name, picture in self._cameras.newest().items()
         }
-        observation = Observation(self._io.state(period.measured), self._config.instruction, images)
+        observation = Observation(self._io.state(measured), self._config.instruction, images)
         step = round((now_s - self._begin_s) * self._config.policy_hz)
         self._seq += 1
-        self._seen[self._seq] = _Seen(step, now_s, period.measured, observation)
+        self._seen[self._seq] = _Seen(step, now_s, measured, observation)
         self._seen.pop(self._seq - _KEPT, None)
         about = RequestMeta(
             stream=self._stream,

@@ -175,12 +175,11 @@ def _obey_keys(runtime: "Runtime", deployment: "Deployment") -> None:
     before, typed = "", b""
     while True:
         period = runtime.newest()
-        if period is not None:
-            told = [period.state.name, period.reason, deployment.said, runtime.trouble]
-            now = "; ".join(dict.fromkeys(line for line in told if line))
-            if now != before:
-                console.print(now, soft_wrap=True)
-                before = now
+        told = [period.state.name, period.reason, deployment.said, runtime.trouble]
+        now = "; ".join(dict.fromkeys(line for line in told if line))
+        if now != before:
+            console.print(now, soft_wrap=True)
+            before = now
         if not select.select([sys.stdin], [], [], _SAY_EVERY_S)[0]:
             continue
         # Not by readline, which would keep what was typed after the first line for itself.
