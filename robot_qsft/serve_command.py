@@ -63,6 +63,13 @@ class Serve:
         network, tokenizer, method = load_policy(checkpoint)
         spec = observation_spec(network.spec)
 
+        if spec.environment_state_size:
+            console.print(
+                f"note: this policy reads environment_state, {spec.environment_state_size} numbers "
+                "that only a simulator knows; for an arm, train one from cameras",
+                soft_wrap=True,
+            )
+
         def make_policy() -> TokenPolicy:
             torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one is the event loop's
             has_values = method == "qsft"
