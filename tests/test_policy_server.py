@@ -49,11 +49,13 @@ class Counting:
         self.wait.set()
         self.error: Exception | None = None
         self.threads: set[str] = set()
+        self.begun = threading.Semaphore(0)
 
     def reset(self, *, seed: int) -> None:
         self.seen.clear()
 
     def act(self, observation: Observation) -> ActionChunk:
+        self.begun.release()
         self.wait.wait(10)
         self.threads.add(threading.current_thread().name)
         self.seen.append(observation)
@@ -134,6 +136,7 @@ def serve(policy: Counting) -> Iterator[Serve]:
             served = Served(policy, ServerConfig(port=0, **config), access or AccessConfig())
             running.callback(served.close)
             policy.seen.clear()  # of the warm-up
+            policy.begun.acquire()
             return served
 
         yield start
@@ -274,23 +277,18 @@ def test_the_newest_observation_wins(serve: Serve, policy: Counting) -> None:
         socket.recv()
         policy.wait.clear()
         socket.send(pack(observation(0) | about(0)))
-        end_s = time.monotonic() + 5
+        assert policy.begun.acquire(timeout=5)
         for number in range(1, 5):
             socket.send(pack(observation(number) | about(number)))
         answers = {}
-        while len(answers) < 3 and time.monotonic() < end_s:
-            told = unpack(socket.recv(timeout=5))["_meta"]
-            answers[told["seq"]] = told.get("dropped")
-        policy.wait.set()
         while len(answers) < 5:
             told = unpack(socket.recv(timeout=5))["_meta"]
             answers[told["seq"]] = told.get("dropped")
-    # Whether the worker had begun with 0 when 1 came is a matter of luck.
-    assert answers in (
-        {0: None, 1: "superseded", 2: "superseded", 3: "superseded", 4: None},
-        {0: "superseded", 1: None, 2: "superseded", 3: "superseded", 4: None},
-    ) or (list(answers.values()).count("superseded") == 4 and answers[4] is None)
-    assert policy.seen[-1].state[0] == 4
+            if len(answers) == 3:
+                policy.wait.set()
+    superseded = dict.fromkeys((1, 2, 3), "superseded")
+    assert answers == {**superseded, 0: None, 4: None}
+    assert [seen.state[0] for seen in policy.seen] == [0, 4]
 
 
 def test_what_comes_too_late_is_dropped(serve: Serve, policy: Counting) -> None:
@@ -302,7 +300,7 @@ def test_what_comes_too_late_is_dropped(serve: Serve, policy: Counting) -> None:
     ):
         first.recv(), second.recv()
         first.send(pack(observation(1) | about(1)))
-        time.sleep(0.1)
+        assert policy.begun.acquire(timeout=5)
         second.send(pack(observation(2) | about(2, deadline_ms=20.0)))
         time.sleep(0.2)
         policy.wait.set()
